@@ -1,0 +1,169 @@
+"""ResNet-18 and ResNet-50 in which every activation layer is a module of its own.
+
+A unit is one channel of one activation layer, watched by a forward hook. Hooks see modules only, so no
+activation is functional and none is used twice. All names of parameters and buffers are torchvision's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.05  # the paper's
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky-relu": partial(nn.LeakyReLU, LEAKY_SLOPE),
+    "swish": nn.SiLU,
+}
+ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish)
+STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 and a max pool of stride 2
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs)
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Module | None:
+    """The shortcut of a block: None where its input can be added as it is."""
+    return nn.Sequential(*conv_bn(inputs, outputs, 1, stride)) if stride != 1 or inputs != outputs else None
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: [B, inputs, H, W] -> [B, width, H/stride, W/stride]."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, activation: Callable[[], nn.Module]):
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(inputs, width, 3, stride)
+        self.act1 = activation()
+        self.conv2, self.bn2 = conv_bn(width, width, 3)
+        self.act2 = activation()
+        self.downsample = projection(inputs, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.act1(self.bn1(self.conv1(x)))
+        return self.act2(self.bn2(self.conv2(out)) + shortcut)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which takes the stride) and 1x1 convolution: [B, inputs, H, W] -> [B, 4 width, H/stride, W/stride]."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, activation: Callable[[], nn.Module]):
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(inputs, width, 1)
+        self.act1 = activation()
+        self.conv2, self.bn2 = conv_bn(width, width, 3, stride)
+        self.act2 = activation()
+        self.conv3, self.bn3 = conv_bn(width, width * self.expansion, 1)
+        self.act3 = activation()
+        self.downsample = projection(inputs, width * self.expansion, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.act1(self.bn1(self.conv1(x)))
+        out = self.act2(self.bn2(self.conv2(out)))
+        return self.act3(self.bn3(self.conv3(out)) + shortcut)
+
+
+class ResNet(nn.Module):
+    """A residual network of four stages (He et al. 2016), images [B, channels, H, W] -> logits [B, classes]."""
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        classes: int,
+        channels: int = 3,
+        width: int = 64,
+        stem: str = "cifar",
+        activation: str = "relu",
+    ):
+        super().__init__()
+        act = ACTIVATIONS[activation]
+        if stem == "imagenet":
+            self.conv1, self.bn1 = conv_bn(channels, width, 7, stride=2)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1, self.bn1 = conv_bn(channels, width, 3)
+            self.maxpool = nn.Identity()
+        self.act = act()
+        inputs = width
+        for stage, depth in enumerate(depths):
+            blocks = []
+            for index in range(depth):
+                stride = 2 if stage > 0 and index == 0 else 1
+                blocks.append(block(inputs, width << stage, stride, act))
+                inputs = (width << stage) * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(inputs, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def resnet18(classes: int, **options) -> ResNet:
+    """ResNet-18. At width 64 with the `imagenet` stem it loads torchvision's `resnet18` state dict.
+
+    Options: channels (of the images), width (of the first stage), stem (`cifar`, `imagenet`), activation
+    (`relu`, `leaky-relu`, `swish`).
+    """
+    return ResNet(BasicBlock, (2, 2, 2, 2), classes, **options)
+
+
+def resnet50(classes: int, **options) -> ResNet:
+    """ResNet-50 with the stride on the 3x3 convolution, as torchvision's, whose state dict it loads. Options as above."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), classes, **options)
+
+
+def activation_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The activation layers of any network, name -> module, in the order of `named_modules`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ACTIVATION_TYPES)}
+
+
+def replace_activations(model: nn.Module, activation: str) -> int:
+    """Put a new activation module in the place of every one the network has; returns how many were replaced."""
+    names = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ACTIVATION_TYPES)]
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, ACTIVATIONS[activation]())
+    return len(names)
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """Every batch-norm layer with a scale and a shift, in order."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.affine]
+
+
+def conv_and_linear(model: nn.Module) -> list[nn.Module]:
+    """The layers whose weights count for weight sparsity, in order."""
+    return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def units(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """Units of each activation layer, found by one forward pass of `image` [1, C, H, W]."""
+    found: dict[str, int] = {}
+
+    def note(name: str):
+        return lambda _module, _inputs, output: found.__setitem__(name, output.shape[1])
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in activation_layers(model).items()]
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        model(image)
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return found
