@@ -127,6 +127,14 @@ def resnet50(classes: int, **options) -> ResNet:
     return ResNet(Bottleneck, (3, 4, 6, 3), classes, **options)
 
 
+NETWORKS = {"resnet18": resnet18, "resnet50": resnet50}
+
+
+def build(network: dict) -> ResNet:
+    """A network from {"name": "resnet18" or "resnet50", and the arguments of that function}."""
+    return NETWORKS[network["name"]](**{key: value for key, value in network.items() if key != "name"})
+
+
 def activation_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The activation layers of any network, name -> module, in the order of `named_modules`."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ACTIVATION_TYPES)}

@@ -1,0 +1,44 @@
+"""Which units of a ResNet-18 die when its activation is Leaky ReLU, which lets a gradient through below 0?
+
+    python LeakyReLU.py --dataset digits          the embedded digits: seconds, no download
+    python LeakyReLU.py                           CIFAR-10, 10 epochs at width 16 on a CPU, 30 at width 64 on a GPU
+    python LeakyReLU.py --protocol published      the paper's settings: a day on a GPU
+
+Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
+"""
+
+from common import accumulation, settings
+
+STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
+PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
+DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
+DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
+OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/LeakyReLU
+RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
+DEVICE = "auto"  # auto, cpu, cuda or cuda:N
+PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+
+ACTIVATION = "leaky-relu"  # relu, leaky-relu (slope 0.05) or swish
+WIDTH = None  # channels of the first stage
+STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
+EPOCHS = None  # passes over the training images
+BATCH_SIZE = None  # examples a step
+LEARNING_RATES = [0.01, 0.05]  # one run each; the highest of its schedule
+SCHEDULE = None  # constant or one-cycle
+MOMENTUM = 0.9  # of SGD
+WEIGHT_DECAY = None  # of SGD, on all parameters
+GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping
+NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element
+REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
+AUGMENTATION = None  # any of crop, flip, cutout
+IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
+WORKERS = 2  # threads that read the images of a folder
+
+
+def main() -> int:
+    return accumulation.study(settings.read(globals(), studies=("accumulation",)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(settings.run(main))

@@ -1,0 +1,274 @@
+"""Images and labels as tensors on the training device, and batches of them.
+
+A whole split is one uint8 tensor. Augmentation is one gather for a whole batch (crop and flip are index arithmetic)
+and one mask (Cutout). Order and augmentation of an epoch depend on the seed and the epoch only, never on what was
+drawn before, so a resumed run sees the same batches on any device.
+"""
+
+import hashlib
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional
+from tqdm import tqdm
+
+from common.settings import UserError
+
+
+@dataclass
+class Split:
+    """images: uint8 [N, H, W, C]; labels: int64 [N]; both on the training device."""
+
+    images: Tensor
+    labels: Tensor
+    padded: dict[int, Tensor] = field(default_factory=dict, repr=False)  # border width -> images with a black border
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def with_border(self, width: int) -> Tensor:
+        if width not in self.padded:
+            self.padded[width] = functional.pad(self.images, (0, 0, width, width, width, width))
+        return self.padded[width]
+
+
+@dataclass
+class Dataset:
+    """mean, deviation: float32 [C] of the training pixels in [0, 1]; fingerprint: of every image and label."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: list[str]
+    mean: Tensor
+    deviation: Tensor
+    fingerprint: str
+
+    @property
+    def example(self) -> Tensor:
+        """One black image as the network sees it, float32 [1, C, H, W], on the CPU."""
+        _, height, width, channels = self.train.images.shape
+        return torch.zeros(1, channels, height, width)
+
+
+def stream(seed: int, purpose: str, epoch: int) -> int:
+    """A seed of its own for every purpose and epoch."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()[:7], "big")
+
+
+# Reading ---------------------------------------------------------------------------------------------------------
+
+
+def cifar10(folder: Path) -> tuple:
+    from torchvision.datasets import CIFAR10
+
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(30)
+    try:
+        try:
+            splits = [CIFAR10(folder, train) for train in (True, False)]
+        except RuntimeError:  # absent or damaged
+            print(f"downloading CIFAR-10 into {folder}")
+            with redirect_stdout(StringIO()):
+                splits = [CIFAR10(folder, train, download=True) for train in (True, False)]
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"DATASET: cifar10 is not in {str(folder)!r} and could not be downloaded ({error}); unpack "
+            f"cifar-10-python.tar.gz there, as {folder}/cifar-10-batches-py, or use --dataset digits"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    arrays = [(split.data, np.asarray(split.targets)) for split in splits]
+    return *arrays, splits[0].classes
+
+
+def digits() -> tuple:
+    """scikit-learn's 1,797 embedded 8x8 digits, a fifth of each class for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    split = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
+    return (split[0], split[2]), (split[1], split[3]), [str(digit) for digit in range(10)]
+
+
+def read_image(path: str, size: int) -> np.ndarray:
+    """One image file of any mode as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
+
+    Raises:
+        UserError: naming the file, when it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith(("I", "F")):  # 16 bits and more: PIL would clip where it should scale
+                values = np.asarray(image, dtype=np.float64)
+                image = Image.fromarray(np.uint8(values * (255 / max(values.max(), 65535))))
+            image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
+            return np.asarray(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"DATASET: the image {path} is damaged ({error}); replace or delete it") from None
+
+
+def image_folder(folder: Path, size: int, workers: int) -> tuple:
+    from torchvision.datasets import ImageFolder
+
+    if not folder.is_dir():
+        raise UserError(f"DATASET: got {str(folder)!r}; takes cifar10, digits or the path of an image folder that exists")
+    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
+    splits = []
+    for part in (folder / "train", test):
+        try:
+            splits.append(ImageFolder(part))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"DATASET: {part} holds no images ({str(error).splitlines()[0]}); takes a folder with train/ and test/ "
+                f"or val/, one subfolder a class, images in each"
+            ) from None
+    if splits[0].classes != splits[1].classes:
+        odd = sorted(set(splits[0].classes) ^ set(splits[1].classes))
+        raise UserError(f"DATASET: the classes of {folder}/train and {test} differ: {', '.join(odd[:5])}")
+    if len(splits[0].classes) < 2:
+        raise UserError(f"DATASET: {folder}/train has one class, {splits[0].classes[0]}; takes two or more")
+    arrays = []
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for split in splits:
+            paths = [path for path, _ in split.samples]
+            images = tqdm(pool.map(lambda p: read_image(p, size), paths), f"reading {split.root}", len(paths), disable=None)
+            arrays.append((np.stack(list(images)), np.asarray(split.targets)))
+    return *arrays, splits[0].classes
+
+
+def load(settings) -> Dataset:
+    """The dataset that `settings.dataset` names, as tensors on `settings.device`.
+
+    Raises:
+        UserError: unknown or absent dataset, missing, empty or one-class folder, damaged image (named), or a training
+            set smaller than one batch.
+    """
+    if settings.dataset == "cifar10":
+        train, test, classes = cifar10(Path(settings.data_dir))
+    elif settings.dataset == "digits":
+        train, test, classes = digits()
+    else:
+        train, test, classes = image_folder(Path(settings.dataset), settings.image_size, settings.workers)
+    if len(train[1]) < settings.batch_size:
+        raise UserError(f"BATCH_SIZE: got {settings.batch_size}, takes at most the {len(train[1])} training images")
+    digest = hashlib.sha256()
+    for array in (*train, *test):
+        digest.update(np.ascontiguousarray(array).view(np.uint8))
+    mean, deviation = statistics(train[0])
+    splits = [
+        Split(torch.from_numpy(images).to(settings.device), torch.from_numpy(labels).long().to(settings.device))
+        for images, labels in (train, test)
+    ]
+    return Dataset(
+        settings.dataset, *splits, classes, mean.to(settings.device), deviation.to(settings.device), digest.hexdigest()[:16]
+    )
+
+
+def statistics(images: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 [N, H, W, C], on the scale [0, 1]: float32 [C] each."""
+    values = np.arange(256) / 255
+    counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(images.shape[-1])]
+    shares = np.stack(counts) / images[..., 0].size
+    mean = shares @ values
+    deviation = np.sqrt(np.maximum(shares @ values**2 - mean**2, 1e-12))
+    return torch.from_numpy(mean).float(), torch.from_numpy(deviation).float()
+
+
+# Batches ---------------------------------------------------------------------------------------------------------
+
+
+def normalise(images: Tensor, dataset: Dataset) -> Tensor:
+    """uint8 [B, H, W, C] -> float32 [B, C, H, W] in channels-last memory, zero mean and unit variance."""
+    scaled = images.float().sub_(dataset.mean * 255).div_(dataset.deviation * 255)
+    return scaled.permute(0, 3, 1, 2)
+
+
+@dataclass
+class Draws:
+    """What is random in one epoch, drawn at once on the CPU and moved once: int64 [N] each, in the order of training."""
+
+    order: Tensor
+    top: Tensor
+    left: Tensor
+    flipped: Tensor
+    centre_y: Tensor
+    centre_x: Tensor
+
+    @classmethod
+    def of(cls, count: int, height: int, width: int, border: int, seed: int, epoch: int, device: torch.device):
+        generator = torch.Generator().manual_seed(stream(seed, "batches", epoch))
+        draws = [torch.randperm(count, generator=generator)]
+        for values in (2 * border + 1, 2 * border + 1, 2, height, width):
+            draws.append(torch.randint(values, (count,), generator=generator))
+        return cls(*torch.stack(draws).to(device))
+
+    def part(self, start: int, stop: int) -> "Draws":
+        return Draws(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))
+
+
+def crop_and_flip(bordered: Tensor, draws: Draws, height: int, width: int, flip: bool) -> Tensor:
+    """Images [N, H + 2 border, W + 2 border, C] -> [B, H, W, C]: torchvision's RandomCrop(padding=border), then
+    RandomHorizontalFlip where `flip`, drawn for each example."""
+    rows = draws.top[:, None] + torch.arange(height, device=draws.top.device)
+    columns = torch.arange(width, device=draws.top.device).expand(len(draws.top), width)
+    if flip:
+        columns = torch.where(draws.flipped[:, None] == 1, width - 1 - columns, columns)
+    columns = draws.left[:, None] + columns
+    return bordered[draws.order[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def cutout(inputs: Tensor, draws: Draws, size: int) -> Tensor:
+    """Zeroes a square of side `size` in each of [B, C, H, W], in place; its centre is any pixel, so that it may reach
+    over the edge (DeVries & Taylor 2017, arXiv 1708.04552)."""
+
+    def inside(centre: Tensor, length: int) -> Tensor:
+        start = centre[:, None] - size // 2
+        pixel = torch.arange(length, device=centre.device)
+        return (pixel >= start) & (pixel < start + size)
+
+    rows, columns = inside(draws.centre_y, inputs.shape[2]), inside(draws.centre_x, inputs.shape[3])
+    return inputs.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def batches(
+    dataset: Dataset, batch_size: int, seed: int, epoch: int, augmentation: tuple[str, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of the training split, shuffled and augmented: inputs float32 [B, C, H, W], labels int64 [B].
+
+    Crops move by up to an eighth of the image, Cutout's side is half of it (4 and 16 at 32 pixels). The last batch
+    holds what is left; an example left alone is left out, since batch norm needs two.
+    """
+    count, height, width, _ = dataset.train.images.shape
+    border = height // 8 if "crop" in augmentation else 0
+    bordered = dataset.train.with_border(border)
+    draws = Draws.of(count, height, width, border, seed, epoch, bordered.device)
+    for start in range(0, count - 1, batch_size):
+        part = draws.part(start, start + batch_size)
+        inputs = normalise(crop_and_flip(bordered, part, height, width, "flip" in augmentation), dataset)
+        if "cutout" in augmentation:
+            inputs = cutout(inputs, part, height // 2)
+        yield inputs, dataset.train.labels[part.order]
+
+
+def batches_per_epoch(count: int, batch_size: int) -> int:
+    return -(-(count - 1) // batch_size)
+
+
+def test_batches(dataset: Dataset, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+    """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
+    for start in range(0, len(dataset.test), batch_size):
+        images = dataset.test.images[start : start + batch_size]
+        yield normalise(images, dataset), dataset.test.labels[start : start + batch_size]

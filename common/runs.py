@@ -1,0 +1,131 @@
+"""Folders of runs: what was trained is kept, what was interrupted goes on, and no file is ever half written."""
+
+import csv
+import fcntl
+import hashlib
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from common.settings import UserError
+
+FORMAT = 1  # raised when the same constants come to mean another training
+
+
+def write(path: Path, save) -> None:
+    """Calls `save` with a binary file and puts it in the place of `path` at once, when it is wholly on the disk.
+
+    Raises:
+        UserError: when it cannot be written (a full disk, say); what `path` held before is still there.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with open(temporary, "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(f"could not write {path} ({reason}); make room and run the same command again") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    write(path, lambda file: file.write(text.encode()))
+
+
+def write_csv(path: Path, columns: list[str], rows: list[dict]) -> None:
+    """Rows as CSV; a missing value is an empty field."""
+
+    class Lines(list):
+        def write(self, line: str):
+            self.append(line)
+
+    lines = Lines()
+    writer = csv.DictWriter(lines, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, "".join(lines))
+
+
+def read_csv(path: Path) -> list[dict]:
+    """The rows of a CSV file, numbers as numbers and empty fields as None."""
+
+    def value(text: str):
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                pass
+        return text or None
+
+    with open(path, newline="") as file:
+        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def load(path: Path) -> dict:
+    """A file that `torch.save` wrote, as tensors and plain values only.
+
+    Raises:
+        UserError: when it is damaged or not ours.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"could not read {path} ({error.strerror})") from None
+    except Exception as error:  # a truncated or foreign file fails in many ways
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged or not a checkpoint ({reason}); delete it to begin that run again") from None
+
+
+class Run:
+    """The folder of one run, named after its constants.
+
+    config.json says what is trained, log.csv has a row for each finished epoch, checkpoint.pt is the state after the
+    last one, and final.pt, which only a finished run has, holds weights and measurements.
+    """
+
+    def __init__(self, parent: Path, label: str, config: dict):
+        self.config = {"format": FORMAT, **config}
+        text = json.dumps(self.config, indent=1, sort_keys=True)
+        self.label = label
+        self.folder = parent / f"{label.replace(' ', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.json", text + "\n")
+
+    @contextmanager
+    def locked(self):
+        """Keeps a second process from training the same run.
+
+        Raises:
+            UserError: when another one is doing it.
+        """
+        with open(self.folder / "lock", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is training {self.folder}; wait for it or choose another RUN_DIR") from None
+            yield
+
+    def final(self) -> dict | None:
+        path = self.folder / "final.pt"
+        return load(path) if path.exists() else None
+
+    def checkpoint(self) -> dict | None:
+        path = self.folder / "checkpoint.pt"
+        return load(path) if path.exists() else None
+
+    def save_checkpoint(self, state: dict) -> None:
+        write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
+
+    def save_final(self, state: dict) -> None:
+        write(self.folder / "final.pt", lambda file: torch.save(state, file))
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+
+    def save_log(self, rows: list[dict]) -> None:
+        if rows:
+            write_csv(self.folder / "log.csv", list(rows[0]), rows)

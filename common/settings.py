@@ -1,0 +1,251 @@
+"""The constants at the top of a script: read, overridden by flags, completed by a protocol, checked before any work.
+
+A script's constant NAME is the flag --name, the comment behind it is the flag's help. What a constant may be is
+said here once for all scripts.
+"""
+
+import argparse
+import ast
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from common.models import ACTIVATIONS, STEMS
+
+AUGMENTATIONS = ("crop", "flip", "cutout")
+CIFAR_RECIPE = {"stem": "cifar", "batch_size": 128, "schedule": "one-cycle", "weight_decay": 5e-4}
+PROTOCOLS = {
+    # What a constant that is None in the script becomes.
+    "published": {
+        "width": 64,
+        "stem": "imagenet",
+        "epochs": 100,
+        "batch_size": 16,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "augmentation": (),
+    },
+    "gpu": {**CIFAR_RECIPE, "width": 64, "epochs": 30, "augmentation": AUGMENTATIONS},
+    "cpu": {**CIFAR_RECIPE, "width": 16, "epochs": 10, "augmentation": AUGMENTATIONS},
+    # A mirrored digit is another sign, and Cutout hides a third of an 8x8 one: crops only.
+    "quick": {**CIFAR_RECIPE, "width": 8, "epochs": 3, "batch_size": 32, "augmentation": ("crop",)},
+}
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one line: what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What one constant may be: how a value is read, which values pass, and the words for them."""
+
+    read: Callable
+    passes: Callable
+    takes: str
+    several: bool = False
+    optional: bool = False
+
+
+def whole(value) -> int:
+    number = float(value)
+    if number != int(number):
+        raise ValueError
+    return int(number)
+
+
+def truth(value) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError
+    return value
+
+
+def one_of(*names: str, **options) -> Kind:
+    return Kind(str, lambda v: v in names, "one of " + ", ".join(names), **options)
+
+
+def number(passes: Callable, takes: str, read: Callable = float, **options) -> Kind:
+    return Kind(read, lambda v: math.isfinite(v) and passes(v), takes, **options)
+
+
+TEXT = Kind(str, lambda v: v != "", "a path")
+POSITIVE = number(lambda v: v > 0, "a number > 0")
+POSITIVES = number(lambda v: v > 0, "numbers > 0", several=True)
+FROM_ZERO = number(lambda v: v >= 0, "a number >= 0")
+COUNT = number(lambda v: v > 0, "a whole number > 0", whole)
+NATURAL = number(lambda v: v >= 0, "a whole number >= 0", whole)
+
+KINDS = {
+    "STUDY": TEXT,
+    "PROTOCOL": one_of("auto", *PROTOCOLS),
+    "DATASET": Kind(str, lambda v: v != "", "cifar10, digits or the path of an image folder"),
+    "DATA_DIR": TEXT,
+    "OUTPUT_DIR": TEXT,
+    "RUN_DIR": TEXT,
+    "DEVICE": Kind(str, lambda v: v != "", "auto, cpu, cuda or cuda:N"),
+    "PRECISION": one_of("auto", "bf16", "fp32"),
+    "SEEDS": number(lambda v: v >= 0, "whole numbers >= 0", whole, several=True),
+    "ACTIVATION": one_of(*ACTIVATIONS),
+    "WIDTH": COUNT,
+    "STEM": one_of(*STEMS),
+    "EPOCHS": COUNT,
+    "BATCH_SIZE": number(lambda v: v > 1, "a whole number > 1 (batch norm needs two examples)", whole),
+    "LEARNING_RATES": POSITIVES,
+    "SCHEDULE": one_of("constant", "one-cycle"),
+    "MOMENTUM": number(lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "WEIGHT_DECAY": FROM_ZERO,
+    "GRADIENT_CLIP": FROM_ZERO,
+    "NOISE_STD": FROM_ZERO,
+    "REGULARIZATION": number(lambda v: v >= 0, "numbers >= 0", several=True),
+    "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
+    "IMAGE_SIZE": number(lambda v: v >= 8, "a whole number >= 8", whole),
+    "WORKERS": NATURAL,
+}
+
+
+def check(name: str, value):
+    """`value` as the constant `name` takes it: a number, a text, a truth value, or a tuple of them.
+
+    Raises:
+        UserError: naming the constant, what it got and what it takes.
+    """
+    kind = KINDS[name]
+    if kind.several:
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if values or kind.optional:
+            return tuple(dict.fromkeys(check_one(name, kind, v) for v in values))
+        raise UserError(f"{name}: got nothing, takes {kind.takes}")
+    return check_one(name, kind, value)
+
+
+def check_one(name: str, kind: Kind, value):
+    try:
+        read = kind.read(value)
+        good = kind.passes(read)
+    except (ValueError, TypeError, OverflowError):
+        good = False
+    if not good:
+        raise UserError(f"{name}: got {value!r}, takes {kind.takes}")
+    return read
+
+
+def constants_of(script: Path) -> dict[str, str]:
+    """NAME -> the comment behind it, for every constant at the top level of a script, in order."""
+    lines = script.read_text().splitlines()
+    found = {}
+    for node in ast.parse("\n".join(lines)).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in KINDS:
+            found[node.targets[0].id] = lines[node.end_lineno - 1][node.end_col_offset :].lstrip(" #")
+    return found
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; --help lists every constant")
+
+
+def shown(value) -> str:
+    if value is None:
+        return "the protocol's"
+    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) -> dict:
+    """Lower-case name -> value: the script's constants with the flags' values in their place."""
+    parser = Parser(
+        prog=script.name, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    comments = constants_of(script)
+    for name, comment in comments.items():
+        kind = KINDS[name]
+        flag, text = "--" + name.lower().replace("_", "-"), f"{comment} [{shown(constants[name])}]".replace("%", "%%")
+        shape = {"action": argparse.BooleanOptionalAction} if kind.read is truth else {"metavar": "VALUE"}
+        if kind.several:
+            shape = {"nargs": "*" if kind.optional else "+", "metavar": "VALUE"}
+        parser.add_argument(flag, dest=name, default=constants[name], help=text, **shape)
+    return {name.lower(): value for name, value in vars(parser.parse_args(arguments)).items()}
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"DEVICE: got {name!r}, takes {KINDS['DEVICE'].takes}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; takes auto or cpu")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """bf16 where the hardware computes it (elsewhere it is emulated, slowly), fp32 otherwise."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if native() else "fp32"
+
+
+def folder_for(name: str, path: Path) -> Path:
+    """Makes the folder and proves that a file can be written into it."""
+    probe = path / ".probe"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{name}: got {str(path)!r}, which cannot be written ({error.strerror}); takes a folder of yours") from None
+    return path
+
+
+def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | None = None) -> SimpleNamespace:
+    """The settings of a script: its constants, the command line's flags in their place, the protocol's for None.
+
+    Args:
+        script_globals: the script's `globals()`.
+        studies: the studies the script has.
+        arguments: the command line, `sys.argv[1:]` by default.
+
+    Returns:
+        One attribute for each constant (lower case), and `script` (its name), `device` (torch.device),
+        `precision` (`bf16` or `fp32`), `output_dir` and `run_dir` (Path, writable).
+
+    Raises:
+        UserError: for the first constant that is wrong; nothing has been computed then.
+    """
+    script = Path(script_globals["__file__"])
+    values = parse(script, script_globals["__doc__"], script_globals, arguments)
+    values = {name: value if value is None else check(name.upper(), value) for name, value in values.items()}
+    if values["study"] not in studies:
+        raise UserError(f"STUDY: got {values['study']!r}, takes one of {', '.join(studies)}")
+    values["device"] = pick_device(values["device"])
+    values["precision"] = pick_precision(values["precision"], values["device"])
+    if values["protocol"] == "auto":
+        values["protocol"] = {"digits": "quick"}.get(values["dataset"], "gpu" if values["device"].type == "cuda" else "cpu")
+    for name, value in PROTOCOLS[values["protocol"]].items():
+        if values.get(name, "") is None:
+            values[name] = value
+    values["output_dir"] = folder_for("OUTPUT_DIR", Path(values["output_dir"]))
+    values["run_dir"] = folder_for("RUN_DIR", Path(values["run_dir"]))
+    return SimpleNamespace(script=script.stem, **values)
+
+
+def run(main: Callable[[], int | None]) -> int:
+    """Calls a script's `main` and returns its exit status: 2 and one line for a mistake that the user can mend."""
+    try:
+        return main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
