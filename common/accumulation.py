@@ -1,11 +1,19 @@
 """The accumulation study: which units die while a ResNet-18 trains, epoch by epoch."""
 
+import json
+import platform
+import shlex
 import sys
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import torch
+import torchvision
+
 from common import data, report, units
-from common.runs import Run, write_csv
+from common.runs import Run, read_csv, write_csv, write_text
 from common.training import BatchNormPull, Diverged, GradientClip, GradientNoise, fit
 
 COLUMNS = [
@@ -25,14 +33,23 @@ COLUMNS = [
     "test_accuracy",
     "seconds",
 ]
-SHARED = (
-    "activation epochs batch_size schedule momentum weight_decay gradient_clip noise_std augmentation precision"
-).split()
+SHARED = [
+    "activation",
+    "epochs",
+    "batch_size",
+    "schedule",
+    "momentum",
+    "weight_decay",
+    "gradient_clip",
+    "noise_std",
+    "augmentation",
+    "precision",
+]
 
 
-def label(learning_rate: float, regularization: float, seed: int) -> str:
+def label(learning_rate: float, regularization: float, seed: int | None = None) -> str:
     pull = f" lambda {regularization:g}" if regularization else ""
-    return f"lr {learning_rate:g}{pull} seed {seed}"
+    return f"lr {learning_rate:g}{pull}" + ("" if seed is None else f" seed {seed}")
 
 
 def common_config(settings: SimpleNamespace, dataset: data.Dataset) -> dict:
@@ -86,12 +103,154 @@ def rows_of(settings: SimpleNamespace, finals: list[dict]) -> list[dict]:
     return rows
 
 
+def grouped(rows: list[dict], key) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def line_name(row: dict) -> str:
+    return label(row["learning_rate"], row["regularization"])
+
+
+def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
+    """accumulation.png and accumulation-layers.png; returns their paths."""
+    what = f"{settings.script}.py on {settings.dataset}"
+    curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
+    shares = [
+        share
+        for rate in sorted({row["learning_rate"] for row in rows})
+        for share in published_share(settings.script, rate)
+    ]
+    published = {"": {"paper": shares}} if shares else {}
+    report.epochs_figure({"": grouped(rows, line_name)}, curves, what, published)
+    by_line: dict[str, list] = {}
+    for final in finals:
+        counts = units.history(final["counts"])
+        dead = [units.by_layer((epoch.fired == 0).double(), final["counts"]["layers"]) for epoch in counts]
+        by_line.setdefault(line_name(final["config"]), []).append([list(epoch.values()) for epoch in dead])
+    names = list(finals[0]["counts"]["layers"])
+    means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}
+    report.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
+    return [curves, layers]
+
+
+# The paper's counts of "pruned neurons" per epoch, of the 576 units that it watches.
+PUBLISHED_UNITS = 576
+PUBLISHED = {0.01: 300, 0.025: 340, 0.05: 370}
+PUBLISHED_NOISE = {0.01: 290, 0.025: 310, 0.05: 330}
+
+
+def published_share(script: str, rate: float) -> list[float]:
+    """The paper's dying units in per cent of all, where it reports them for that learning rate."""
+    counts = PUBLISHED_NOISE if script == "SGD_noise" else PUBLISHED
+    return [100 * counts[rate] / PUBLISHED_UNITS] if rate in counts else []
+
+
+def published_beside(members: dict[str, str], rate: float) -> dict[str, list[float]]:
+    """Label -> the paper's shares, one label for scripts for which it reports the same."""
+    found: dict[tuple, list[str]] = {}
+    for script, line in members.items():
+        found.setdefault(tuple(published_share(script, rate)), []).append(line)
+    return {
+        "paper" if len(found) == 1 else f"paper, {lines[0]}": list(shares) for shares, lines in found.items() if shares
+    }
+
+
+COMPARISONS = {
+    "activations": ("Three activations", {"Resnet18": "ReLU", "LeakyReLU": "Leaky ReLU", "Swish": "Swish"}),
+    "gradient-noise": ("Plain and noisy SGD", {"SGD": "SGD", "SGD_noise": "noisy SGD"}),
+}
+# What may differ between the runs of scripts that are drawn together.
+COMPARED = {"activation", "gradient_clip", "noise_std"}
+
+
+def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
+    """What a script's runs had in common and the rows it left, or None where it left none."""
+    folder = output_dir / script
+    try:
+        made = json.loads((folder / "accumulation.json").read_text())["settings"]
+        rows = read_csv(folder / "accumulation.csv")
+    except (OSError, ValueError, KeyError):
+        return None
+    made["network"].pop("activation")
+    return {key: value for key, value in made.items() if key not in COMPARED}, rows
+
+
+def compare(settings: SimpleNamespace) -> list[Path]:
+    """Draws this script's results together with those of its companions, where these exist and were made alike."""
+    drawn = []
+    for name, (title, members) in COMPARISONS.items():
+        if settings.script not in members:
+            continue
+        found = {script: results_of(settings.output_dir, script) for script in members}
+        own = found[settings.script][0]
+        found = {script: result for script, result in found.items() if result is not None}
+        for script in [script for script, (made, _) in found.items() if made != own]:
+            print(f"not drawn together with {script}: its results were made with other settings")
+            del found[script]
+        columns: dict[float, dict] = {}
+        for script, (_, rows) in found.items():
+            for row in rows:
+                if not row["regularization"]:
+                    columns.setdefault(row["learning_rate"], {}).setdefault(members[script], []).append(row)
+        columns = {rate: columns[rate] for rate in sorted(columns) if len(columns[rate]) > 1}
+        if columns:
+            drawn.append(settings.output_dir / f"{name}.png")
+            report.epochs_figure(
+                {f"lr {rate:g}": lines for rate, lines in columns.items()},
+                drawn[-1],
+                f"{title} on {settings.dataset}",
+                {f"lr {rate:g}": published_beside(members, rate) for rate in columns},
+            )
+    return drawn
+
+
+def provenance(shared: dict) -> dict:
+    """What is needed to make these results again."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {"command": shlex.join(sys.argv), "versions": versions, "settings": shared}
+
+
+def summary(rows: list[dict]) -> str:
+    """The table at the end of a script: the last epoch of every run."""
+    lines = []
+    for run in grouped(rows, lambda row: label(row["learning_rate"], row["regularization"], row["seed"])).values():
+        last, dying = run[-1], [row["dying_units"] for row in run if row["dying_units"] is not None]
+        lines.append(
+            [
+                f"{last['learning_rate']:g}",
+                f"{last['regularization']:g}",
+                last["seed"],
+                last["epoch"],
+                last["units"],
+                last["dead_units"],
+                last["nearly_dead_units"],
+                f"{np.mean(dying):.0f}" if dying else "-",
+                f"{100 * last['train_accuracy']:.2f}",
+                f"{100 * last['test_accuracy']:.2f}",
+                f"{sum(row['seconds'] for row in run):.0f}",
+            ]
+        )
+    header = "lr lambda seed epochs units dead nearly-dead dying/epoch train-% test-% seconds"
+    return report.table(header.split(), lines)
+
+
 def study(settings: SimpleNamespace) -> int:
     """Trains, writes accumulation.csv and the figures, prints a table. Returns the exit status."""
     dataset = data.load(settings)
     finals, failures = train_all(settings, dataset)
-    rows = rows_of(settings, finals)
-    folder = settings.output_dir / settings.script
-    folder.mkdir(exist_ok=True)
-    write_csv(folder / "accumulation.csv", COLUMNS, rows)
+    if finals:
+        rows = rows_of(settings, finals)
+        folder = settings.output_dir / settings.script
+        folder.mkdir(exist_ok=True)
+        write_csv(folder / "accumulation.csv", COLUMNS, rows)
+        made = provenance(common_config(settings, dataset))
+        write_text(folder / "accumulation.json", json.dumps(made, indent=1) + "\n")
+        paths = [*draw(settings, rows, finals, folder), *compare(settings)]
+        print(f"\n{summary(rows)}\n\ntable: {folder / 'accumulation.csv'}")
+        print("".join(f"figure: {path}\n" for path in paths), end="")
+    for failure in failures:
+        print(f"error: not finished: {failure}", file=sys.stderr)
     return 2 if failures else 0

@@ -124,7 +124,7 @@ def image_folder(folder: Path, size: int, workers: int) -> tuple:
     from torchvision.datasets import ImageFolder
 
     if not folder.is_dir():
-        raise UserError(f"DATASET: got {str(folder)!r}; takes cifar10, digits or the path of an image folder that exists")
+        raise UserError(f"DATASET: got {str(folder)!r}; takes cifar10, digits or the path of a folder that exists")
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
     splits = []
     for part in (folder / "train", test):
@@ -144,8 +144,9 @@ def image_folder(folder: Path, size: int, workers: int) -> tuple:
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for split in splits:
             paths = [path for path, _ in split.samples]
-            images = tqdm(pool.map(lambda p: read_image(p, size), paths), f"reading {split.root}", len(paths), disable=None)
-            arrays.append((np.stack(list(images)), np.asarray(split.targets)))
+            images = pool.map(lambda path: read_image(path, size), paths)
+            images = list(tqdm(images, f"reading {split.root}", len(paths), disable=None))
+            arrays.append((np.stack(images), np.asarray(split.targets)))
     return *arrays, splits[0].classes
 
 
@@ -172,9 +173,8 @@ def load(settings) -> Dataset:
         Split(torch.from_numpy(images).to(settings.device), torch.from_numpy(labels).long().to(settings.device))
         for images, labels in (train, test)
     ]
-    return Dataset(
-        settings.dataset, *splits, classes, mean.to(settings.device), deviation.to(settings.device), digest.hexdigest()[:16]
-    )
+    mean, deviation = mean.to(settings.device), deviation.to(settings.device)
+    return Dataset(settings.dataset, *splits, classes, mean, deviation, digest.hexdigest()[:16])
 
 
 def statistics(images: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -198,7 +198,7 @@ def normalise(images: Tensor, dataset: Dataset) -> Tensor:
 
 @dataclass
 class Draws:
-    """What is random in one epoch, drawn at once on the CPU and moved once: int64 [N] each, in the order of training."""
+    """What is random in one epoch, drawn at once on the CPU and moved once: int64 [N] each, in training order."""
 
     order: Tensor
     top: Tensor
@@ -267,7 +267,7 @@ def batches_per_epoch(count: int, batch_size: int) -> int:
     return -(-(count - 1) // batch_size)
 
 
-def test_batches(dataset: Dataset, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(dataset: Dataset, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
     """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
     for start in range(0, len(dataset.test), batch_size):
         images = dataset.test.images[start : start + batch_size]

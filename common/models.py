@@ -123,7 +123,7 @@ def resnet18(classes: int, **options) -> ResNet:
 
 
 def resnet50(classes: int, **options) -> ResNet:
-    """ResNet-50 with the stride on the 3x3 convolution, as torchvision's, whose state dict it loads. Options as above."""
+    """ResNet-50, its stride on the 3x3 convolution as torchvision's, whose state dict it loads. Options as above."""
     return ResNet(Bottleneck, (3, 4, 6, 3), classes, **options)
 
 

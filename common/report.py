@@ -8,6 +8,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
+from matplotlib.colors import PowerNorm  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
 from common.runs import write  # noqa: E402
@@ -64,75 +65,126 @@ def per_cent_of_units(name: str):
 
 
 def draw_lines(axes, lines: dict[str, Series], last_epoch: int) -> None:
-    """One line a label, a band of one standard deviation, and the label at its right end."""
+    """One line a label, and a band of one standard deviation over seeds."""
     for index, (epochs, mean, spread) in enumerate(lines.values()):
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
-        marker = "o" if len(epochs) == 1 else None
-        axes.plot(epochs, mean, color=colour, linestyle=line, marker=marker)
+        axes.plot(epochs, mean, color=colour, linestyle=line, marker="o" if len(epochs) == 1 else None)
         if spread.any():
             axes.fill_between(epochs, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-    axes.set_xlim(min(1, last_epoch - 1), last_epoch)
+    axes.set_xlim(1 if last_epoch > 1 else 0.5, last_epoch)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
     """Writes (height, text, colour) beside the right end of lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    gap = 0.075 * (high - low)
+    panel = axes.figure.get_figheight() / axes.get_gridspec().nrows * 72 - 55  # points, without title and axis label
+    gap = 10 * (high - low) / panel
     ends = sorted(ends)
     heights = [end[0] for end in ends]
-    for _ in range(200):  # push neighbours apart until none is too close
+    for _ in range(500):  # push neighbours apart until none is too close
         for i in range(len(heights) - 1):
             overlap = gap - (heights[i + 1] - heights[i])
-            if overlap > 1e-9:
+            if overlap > 0:
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2
-    lift = max(0.0, low + gap / 2 - heights[0]) if heights else 0.0
+        if heights:
+            heights[0] = max(heights[0], low)
+    place = axes.get_yaxis_transform()
     for (at, text, colour), height in zip(ends, heights, strict=True):
-        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": axes.get_yaxis_transform()}
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate(
-            text, (1.0, at), (1.03, height + lift), color=colour, va="center", fontsize=8, arrowprops=arrow,
-            annotation_clip=False, **place,
-        )  # fmt: skip
+        axes.plot((1, 1.03), (at, height), color=colour, linewidth=0.5, transform=place, clip_on=False)
+        axes.text(1.04, height, text, color=colour, va="center", fontsize=8, transform=place)
 
 
-def epochs_figure(rows: Rows, line_of, path: Path, title: str, published: dict[float, float]) -> None:
-    """Dying units, dead units and test accuracy by epoch, one line for each value of `line_of(row)`.
+PANELS = (
+    ("Dying units (% of all)", per_cent_of_units("dying_units")),
+    ("Dead units (% of all)", per_cent_of_units("dead_units")),
+    ("Test accuracy (%)", lambda row: 100 * row["test_accuracy"]),
+)
+
+
+def limits(panel: int, groups: list[Rows], references: list[float]) -> tuple[float, float]:
+    """The range of one quantity over all lines and references that are drawn of it."""
+    value = PANELS[panel][1]
+    series = [over_seeds(rows, value) for rows in groups]
+    values = [v for _, mean, spread in series for v in (*(mean - spread), *(mean + spread))]
+    values += [45, 55, *references] if panel == 0 else [0, 1] if panel == 1 else []
+    low, high = min(values), max(values)
+    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+
+
+def draw_panel(axes, panel: int, groups: dict[str, Rows], span: tuple[float, float], published: dict) -> None:
+    """One quantity by epoch: a line a group, its label at the end; for dying units the coin toss and the paper's."""
+    name, value = PANELS[panel]
+    last = max(row["epoch"] for rows in groups.values() for row in rows)
+    lines = {label: over_seeds(rows, value) for label, rows in groups.items()}
+    draw_lines(axes, lines, last)
+    axes.set(xlabel="Epoch", title=name, ylim=span)
+    ends = [
+        (mean[-1], label, COLOURS[i % len(COLOURS)])
+        for i, (label, (_, mean, _)) in enumerate(lines.items())
+        if len(mean)
+    ]
+    if panel == 0:
+        axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
+        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+        axes.annotate("coin toss", (0.02, 50), (0, 2), color=QUIET, fontsize=7.5, **place)
+        for label, shares in published.items():
+            for share in shares:
+                axes.axhline(share, xmin=0.9, color=QUIET, linewidth=0.9)
+            ends.append((float(np.mean(shares)), label, QUIET))
+    label_ends(axes, ends)
+
+
+def caption(rows: Rows) -> str:
+    seeds = len({row["seed"] for row in rows})
+    spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bands: one standard deviation"
+    return f"{rows[0]['units']:,} units, batch size {rows[0]['batch_size']}, {spread}"
+
+
+def epochs_figure(columns: dict[str, dict[str, Rows]], path: Path, title: str, published: dict[str, dict]) -> None:
+    """Dying units, dead units and test accuracy by epoch.
 
     Args:
-        rows: as in accumulation.csv.
-        published: learning rate -> the paper's share of dying units, in per cent.
+        columns: title of a column of panels -> label of a line -> rows as in accumulation.csv. A single column is
+            laid out as a row.
+        published: title of a column -> label -> the paper's shares of dying units, in per cent.
     """
-    groups = defaultdict(list)
-    for row in rows:
-        groups[line_of(row)].append(row)
-    last, seeds = max(row["epoch"] for row in rows), len({row["seed"] for row in rows})
-    panels = (
-        ("Dying units (% of all)", per_cent_of_units("dying_units")),
-        ("Dead units (% of all)", per_cent_of_units("dead_units")),
-        ("Test accuracy (%)", lambda row: 100 * row["test_accuracy"]),
-    )
+    groups = [rows for lines in columns.values() for rows in lines.values()]
+    references = [share for labels in published.values() for shares in labels.values() for share in shares]
+    spans = [limits(panel, groups, references) for panel in range(len(PANELS))]
     with pyplot.rc_context(STYLE):
-        figure, all_axes = pyplot.subplots(1, 3, figsize=(11.5, 3.1))
-        for axes, (name, value) in zip(all_axes, panels, strict=True):
-            lines = {label: over_seeds(group, value) for label, group in groups.items()}
-            lines = {label: line for label, line in lines.items() if len(line[0])}
-            draw_lines(axes, lines, last)
-            axes.set(xlabel="Epoch", title=name)
-            ends = [(line[1][-1], label, COLOURS[i % len(COLOURS)]) for i, (label, line) in enumerate(lines.items())]
-            if axes is all_axes[0]:
-                axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
-                axes.annotate("a coin toss", (0.02, 50), xycoords=axes.get_yaxis_transform(), color=QUIET, fontsize=7.5, va="bottom")
-                for rate in sorted({row["learning_rate"] for row in rows} & set(published)):
-                    axes.axhline(published[rate], xmin=0.9, color=QUIET, linewidth=0.8)
-                    ends.append((published[rate], f"paper, lr {rate:g}", QUIET))
-                reach = max([abs(v - 50) for line in lines.values() for v in line[1]] + [abs(v - 50) for v in published.values()])
-                axes.set_ylim(50 - 1.1 * reach, 50 + 1.1 * reach)
-            elif axes is all_axes[1]:
-                top = max(v for line in lines.values() for v in line[1])
-                axes.set_ylim(-0.03 * max(top, 1), 1.08 * max(top, 1))
-            label_ends(axes, ends)
-        spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bands: one standard deviation"
-        figure.suptitle(f"{title} ({spread})", x=0.01, ha="left", fontsize=10)
+        shape, size = ((1, 3), (11.5, 3.2)) if len(columns) == 1 else ((3, len(columns)), (4.1 * len(columns), 7.2))
+        figure, grid = pyplot.subplots(*shape, figsize=size, squeeze=False)
+        for axes_of_column, (name, lines) in zip(grid if len(columns) == 1 else grid.T, columns.items(), strict=True):
+            for panel, axes in enumerate(axes_of_column):
+                draw_panel(axes, panel, lines, spans[panel], published.get(name, {}))
+                if len(columns) > 1:
+                    axes.set_title(f"{name}: {PANELS[panel][0].lower()}")
+        figure.suptitle(f"{title}. {caption([row for rows in groups for row in rows])}", x=0.01, ha="left", fontsize=10)
+        save(figure, path)
+
+
+def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, title: str) -> None:
+    """The share of dead units by layer and epoch, a heat map for each group of runs.
+
+    Args:
+        shares: label -> [epochs, layers], in [0, 1].
+    """
+    with pyplot.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
+        size = (2.2 + 2.2 * len(shares), 1.1 + 0.19 * len(layers))
+        figure, all_axes = pyplot.subplots(1, len(shares), figsize=size, sharey=True, squeeze=False)
+        for axes, (label, share) in zip(all_axes[0], shares.items(), strict=True):
+            # square-root scale: a few dead units are seen beside many
+            extent = (0.5, len(share) + 0.5, len(layers) - 0.5, -0.5)
+            image = axes.imshow(
+                share.T, aspect="auto", cmap="Greys", norm=PowerNorm(0.5, 0, 1), extent=extent, interpolation="nearest"
+            )
+            axes.set(title=label, xlabel="Epoch", yticks=range(len(layers)), yticklabels=layers)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if not share.any():
+                axes.text(0.5, 0.5, "no unit dead", transform=axes.transAxes, ha="center", color=QUIET)
+        bar = figure.colorbar(image, ax=all_axes[0], label="Share of dead units", pad=0.02)
+        bar.outline.set_linewidth(0.5)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)

@@ -79,7 +79,7 @@ def load(path: Path) -> dict:
         raise UserError(f"could not read {path} ({error.strerror})") from None
     except Exception as error:  # a truncated or foreign file fails in many ways
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged or not a checkpoint ({reason}); delete it to begin that run again") from None
+        raise UserError(f"{path} is damaged or not ours ({reason}); delete it to begin that run again") from None
 
 
 class Run:
@@ -108,7 +108,7 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"another process is training {self.folder}; wait for it or choose another RUN_DIR") from None
+                raise UserError(f"another process is training {self.folder}; wait for it or move RUN_DIR") from None
             yield
 
     def final(self) -> dict | None:

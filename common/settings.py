@@ -181,7 +181,9 @@ def pick_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"DEVICE: got {name!r}, takes {KINDS['DEVICE'].takes}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; takes auto or cpu")
+        raise UserError(
+            f"DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; takes auto, cpu"
+        )
     return device
 
 
@@ -203,7 +205,7 @@ def folder_for(name: str, path: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{name}: got {str(path)!r}, which cannot be written ({error.strerror}); takes a folder of yours") from None
+        raise UserError(f"{name}: got {str(path)!r}, takes a folder that can be written ({error.strerror})") from None
     return path
 
 
@@ -230,7 +232,8 @@ def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | 
     values["device"] = pick_device(values["device"])
     values["precision"] = pick_precision(values["precision"], values["device"])
     if values["protocol"] == "auto":
-        values["protocol"] = {"digits": "quick"}.get(values["dataset"], "gpu" if values["device"].type == "cuda" else "cpu")
+        by_device = {"cuda": "gpu"}.get(values["device"].type, "cpu")
+        values["protocol"] = "quick" if values["dataset"] == "digits" else by_device
     for name, value in PROTOCOLS[values["protocol"]].items():
         if values.get(name, "") is None:
             values[name] = value

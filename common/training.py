@@ -72,7 +72,8 @@ def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Te
         training.step, training.row = 0, {}
         for callback in callbacks:
             callback.on_epoch_start(training)
-        for inputs, training.labels in batches(training.epoch):
+        for inputs, labels in batches(training.epoch):
+            training.labels = labels
             with training.autocast():
                 training.logits = model(inputs)
                 training.loss = functional.cross_entropy(training.logits, training.labels)
@@ -95,8 +96,8 @@ def sgd(model: nn.Module, learning_rate: float, momentum: float, weight_decay: f
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
     if schedule == "constant":
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, cycle_momentum=False)
-    return optimizer, scheduler
+    one_cycle = torch.optim.lr_scheduler.OneCycleLR
+    return optimizer, one_cycle(optimizer, learning_rate, total_steps=steps + 1, cycle_momentum=False)
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def evaluate(training: Training, dataset: data.Dataset) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in [0, 1] over the test split."""
     training.model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=training.device)
-    for inputs, labels in data.test_batches(dataset):
+    for inputs, labels in data.evaluation_batches(dataset):
         with training.autocast():
             logits = training.model(inputs)
         sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -153,10 +154,10 @@ class GradientNoise(Callback):
 
     def on_gradients(self, training: Training):
         gradients = [p.grad for p in training.model.parameters()]
-        noise = torch.empty(sum(g.numel() for g in gradients), device=training.device)
-        noise.normal_(0, self.deviation, generator=self.generator)
-        parts = [part.view(g.shape) for part, g in zip(noise.split([g.numel() for g in gradients]), gradients, strict=True)]
-        torch._foreach_add_(gradients, parts)
+        sizes = [gradient.numel() for gradient in gradients]
+        noise = torch.empty(sum(sizes), device=training.device).normal_(0, self.deviation, generator=self.generator)
+        parts = zip(noise.split(sizes), gradients, strict=True)
+        torch._foreach_add_(gradients, [part.view(gradient.shape) for part, gradient in parts])
 
 
 # Measuring -------------------------------------------------------------------------------------------------------
@@ -331,7 +332,9 @@ class Progress(Callback):
         sys.stdout.flush()
 
 
-def fit(settings, dataset: data.Dataset, run: Run, network: dict, learning_rate: float, seed: int, extra: list[Callback]) -> dict:
+def fit(
+    settings, dataset: data.Dataset, run: Run, network: dict, learning_rate: float, seed: int, extra: list[Callback]
+) -> dict:
     """Trains one network, or goes on where it stopped, or reads what it left: the content of the run's final.pt.
 
     Args:

@@ -93,7 +93,7 @@ class UnitWatch:
             if not module.training:
                 return
             if layer in self.seen:
-                raise ValueError(f"the activation layer {layer} is used twice in a forward pass: its units cannot be told apart")
+                raise ValueError(f"the activation layer {layer} is used twice in a forward pass: give each use its own")
             self.seen.add(layer)
             self.batch[self.slices[layer]] = fire_counts(inputs[0])
             self.pairs[layer] += inputs[0].numel() // inputs[0].shape[1]
