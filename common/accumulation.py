@@ -52,10 +52,10 @@ def label(learning_rate: float, regularization: float, seed: int | None = None) 
     return f"lr {learning_rate:g}{pull}" + ("" if seed is None else f" seed {seed}")
 
 
-def common_config(settings: SimpleNamespace, dataset: data.Dataset) -> dict:
+def common_config(settings: SimpleNamespace, dataset: data.Dataset, network: str) -> dict:
     """What all runs of one command have in common and their results depend on."""
     network = {
-        "name": "resnet18",
+        "name": network,
         "classes": len(dataset.classes),
         "channels": dataset.example.shape[1],
         "width": settings.width,
@@ -73,9 +73,8 @@ def common_config(settings: SimpleNamespace, dataset: data.Dataset) -> dict:
     }
 
 
-def train_all(settings: SimpleNamespace, dataset: data.Dataset) -> tuple[list[dict], list[str]]:
+def train_all(settings: SimpleNamespace, dataset: data.Dataset, shared: dict) -> tuple[list[dict], list[str]]:
     """One run for each learning rate, regularization and seed; returns what they left, and a line for each failure."""
-    shared = common_config(settings, dataset)
     finals, failures = [], []
     for rate, strength, seed in product(settings.learning_rates, settings.regularization, settings.seeds):
         config = {**shared, "learning_rate": rate, "regularization": strength, "seed": seed}
@@ -237,16 +236,17 @@ def summary(rows: list[dict]) -> str:
     return report.table(header.split(), lines)
 
 
-def study(settings: SimpleNamespace) -> int:
+def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     """Trains, writes accumulation.csv and the figures, prints a table. Returns the exit status."""
     dataset = data.load(settings)
-    finals, failures = train_all(settings, dataset)
+    shared = common_config(settings, dataset, network)
+    finals, failures = train_all(settings, dataset, shared)
     if finals:
         rows = rows_of(settings, finals)
         folder = settings.output_dir / settings.script
         folder.mkdir(exist_ok=True)
         write_csv(folder / "accumulation.csv", COLUMNS, rows)
-        made = provenance(common_config(settings, dataset))
+        made = provenance(shared)
         write_text(folder / "accumulation.json", json.dumps(made, indent=1) + "\n")
         paths = [*draw(settings, rows, finals, folder), *compare(settings)]
         print(f"\n{summary(rows)}\n\ntable: {folder / 'accumulation.csv'}")

@@ -6,6 +6,7 @@ drawn before, so a resumed run sees the same batches on any device.
 """
 
 import hashlib
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -140,14 +141,30 @@ def image_folder(folder: Path, size: int, workers: int) -> tuple:
         raise UserError(f"DATASET: the classes of {folder}/train and {test} differ: {', '.join(odd[:5])}")
     if len(splits[0].classes) < 2:
         raise UserError(f"DATASET: {folder}/train has one class, {splits[0].classes[0]}; takes two or more")
-    arrays = []
+    fit_in_memory(sum(len(split) for split in splits), size)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for split in splits:
-            paths = [path for path, _ in split.samples]
-            images = pool.map(lambda path: read_image(path, size), paths)
-            images = list(tqdm(images, f"reading {split.root}", len(paths), disable=None))
-            arrays.append((np.stack(images), np.asarray(split.targets)))
+        arrays = [(read_images(split, size, pool), np.asarray(split.targets)) for split in splits]
     return *arrays, splits[0].classes
+
+
+def fit_in_memory(count: int, size: int) -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if count * size * size * 3 > 0.8 * memory:
+        takes = int((0.8 * memory / count / 3) ** 0.5)
+        raise UserError(
+            f"IMAGE_SIZE: got {size}, but {count:,} such images do not fit into {memory / 2**30:.0f} GiB of memory; "
+            f"takes at most {takes} here"
+        )
+
+
+def read_images(split, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    """All images of a torchvision ImageFolder: uint8 [N, size, size, 3]."""
+    images = np.empty((len(split), size, size, 3), np.uint8)
+    paths = [path for path, _ in split.samples]
+    arrays = tqdm(pool.map(lambda path: read_image(path, size), paths), split.root, len(paths), disable=None)
+    for index, array in enumerate(arrays):
+        images[index] = array
+    return images
 
 
 def load(settings) -> Dataset:

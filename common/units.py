@@ -132,7 +132,11 @@ def divergence(now: Counts, before: Counts) -> Tensor:
     A rate of exactly 0 or 1 before would make it infinite, so both are first moved inside by half a count:
     to [1 / 2n, 1 - 1 / 2n] for n pairs.
     """
-    p, q = (counts.fire_rate.clamp(0.5 / counts.pairs, 1 - 0.5 / counts.pairs) for counts in (now, before))
+    def inside(counts: Counts) -> Tensor:
+        half = 0.5 / counts.pairs.double()
+        return counts.fire_rate.clamp(half, 1 - half)
+
+    p, q = inside(now), inside(before)
     return (p * (p / q).log2() + (1 - p) * ((1 - p) / (1 - q)).log2()).clamp(min=0)
 
 

@@ -1,0 +1,70 @@
+"""Scripts are called as a user calls them, in this process (fast) or in one of their own (to be killed)."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+torch.set_num_threads(1)  # two test processes share the cores
+
+
+def script_module(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def call(tmp_path, capsys, monkeypatch):
+    """call("Resnet18", "--epochs 2 ...") -> (exit status, output, error lines), on the digits unless told otherwise."""
+    from common import settings
+
+    def run(script: str, flags: str = "", **places) -> tuple[int, str, str]:
+        places = {"dataset": "digits", "output_dir": tmp_path / "out", "run_dir": tmp_path / "state", **places}
+        given = [text for name, value in places.items() for text in ("--" + name.replace("_", "-"), str(value))]
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *given, *flags.split()])
+        capsys.readouterr()
+        status = settings.run(script_module(script).main)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a script in a process of its own: start("Resnet18", "--epochs 2") -> subprocess.Popen."""
+    started = []
+
+    def run(script: str, flags: str) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / f"{script}.py"), *flags.split()]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    """The real CIFAR-10, where it is in data/."""
+    from types import SimpleNamespace
+
+    from common import data
+
+    if not (ROOT / "data" / "cifar-10-batches-py").exists():
+        pytest.skip("CIFAR-10 is not in data/")
+    where = SimpleNamespace(dataset="cifar10", data_dir=ROOT / "data", device=torch.device("cpu"), batch_size=128)
+    return data.load(where)
