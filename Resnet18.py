@@ -5,7 +5,7 @@
     python Resnet18.py --protocol published      the paper's settings: a day on a GPU
     python Resnet18.py --regularization 0 0.01   with and without an L1 penalty on the batch-norm scales
 
-Every constant below is also a flag: --learning-rates 0.05 0.1 --no-..., see --help.
+Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
 from common import accumulation, settings

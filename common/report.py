@@ -109,8 +109,8 @@ def limits(panel: int, groups: list[Rows], references: list[float]) -> tuple[flo
     series = [over_seeds(rows, value) for rows in groups]
     values = [v for _, mean, spread in series for v in (*(mean - spread), *(mean + spread))]
     values += [45, 55, *references] if panel == 0 else [0, 1] if panel == 1 else []
-    low, high = min(values), max(values)
-    return low - 0.06 * (high - low), high + 0.06 * (high - low)
+    margin = 0.06 * max(max(values) - min(values), 1)
+    return min(values) - margin, max(values) + margin
 
 
 def draw_panel(axes, panel: int, groups: dict[str, Rows], span: tuple[float, float], published: dict) -> None:

@@ -231,11 +231,11 @@ def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | 
         raise UserError(f"STUDY: got {values['study']!r}, takes one of {', '.join(studies)}")
     values["device"] = pick_device(values["device"])
     values["precision"] = pick_precision(values["precision"], values["device"])
-    if values["protocol"] == "auto":
+    if values.get("protocol") == "auto":
         by_device = {"cuda": "gpu"}.get(values["device"].type, "cpu")
         values["protocol"] = "quick" if values["dataset"] == "digits" else by_device
-    for name, value in PROTOCOLS[values["protocol"]].items():
-        if values.get(name, "") is None:
+    for name, value in PROTOCOLS.get(values.get("protocol"), {}).items():
+        if values[name] is None:
             values[name] = value
     values["output_dir"] = folder_for("OUTPUT_DIR", Path(values["output_dir"]))
     values["run_dir"] = folder_for("RUN_DIR", Path(values["run_dir"]))

@@ -1,0 +1,230 @@
+"""The study as a user runs it: files, columns, figures, and runs that survive."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from common import runs
+from common.accumulation import COLUMNS
+from common.settings import UserError
+from tests.conftest import ROOT
+
+SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")
+DOCUMENTED = (
+    "script,activation,learning_rate,batch_size,regularization,noise_std,seed,epoch,units,dead_units,nearly_dead_units,"
+    "silent_units_per_batch,revived_units,dying_units,divergence_bits,train_loss,train_accuracy,test_loss,"
+    "test_accuracy,seconds"
+)
+
+
+def rows(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untimed(found: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in found]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_leaves_a_row_an_epoch_and_figures(call, tmp_path, script):
+    status, output, error = call(script, "--epochs 2 --learning-rates 0.05 0.1")
+    assert (status, error) == (0, "")
+    found = rows(tmp_path / "out" / script / "accumulation.csv")
+    assert ",".join(found[0]) == DOCUMENTED == ",".join(COLUMNS)
+    assert [(row["learning_rate"], row["epoch"]) for row in found] == [(r, e) for r in ("0.05", "0.1") for e in "12"]
+    for row in found:
+        assert row["script"] == script
+        assert int(row["units"]) == 488
+        assert int(row["dead_units"]) <= int(row["nearly_dead_units"]) <= 488
+        assert 0 <= float(row["test_accuracy"]) <= 1
+        assert (row["dying_units"] == "") == (row["epoch"] == "1")
+    for figure in ("accumulation.png", "accumulation-layers.png"):
+        assert str(tmp_path / "out" / script / figure) in output
+        assert min(Image.open(tmp_path / "out" / script / figure).size) > 300
+    assert "test-%" in output
+
+
+def test_regularization_kills_units_and_more_of_it_kills_more(call, tmp_path):
+    call("Resnet18", "--learning-rates 0.1 --gradient-clip 0 --regularization 0 0.03 0.1")
+    last = [row for row in rows(tmp_path / "out" / "Resnet18" / "accumulation.csv") if row["epoch"] == "3"]
+    dead = {float(row["regularization"]): int(row["dead_units"]) for row in last}
+    assert 10 * dead[0.0] < dead[0.03] < dead[0.1]
+
+
+def test_the_file_of_a_run_holds_the_counts_that_its_rows_were_made_of(call, tmp_path):
+    call("Resnet18", "--epochs 2 --learning-rates 0.1 --gradient-clip 0 --regularization 0.4")
+    final = runs.load(next(tmp_path.glob("state/**/final.pt")))
+    fired, pairs = final["counts"]["fired"], final["counts"]["pairs"]
+    assert fired.shape == (2, 488)
+    assert [(epoch == 0).sum().item() for epoch in fired] == [row["dead_units"] for row in final["rows"]]
+    assert pairs[0, 0] == 1437 * 64  # every image at 8x8 positions
+    assert (fired <= pairs).all()
+
+
+def test_a_run_with_the_same_constants_is_not_repeated_and_another_is(call, tmp_path):
+    call("Swish", "--epochs 2 --learning-rates 0.05")
+    final = next(tmp_path.glob("state/**/final.pt"))
+    before, first = final.stat().st_mtime_ns, rows(tmp_path / "out/Swish/accumulation.csv")
+    status, output, _ = call("Swish", "--epochs 2 --learning-rates 0.05")
+    assert status == 0
+    assert "finished before" in output
+    assert final.stat().st_mtime_ns == before
+    assert rows(tmp_path / "out/Swish/accumulation.csv") == first
+    call("Swish", "--epochs 2 --learning-rates 0.05 --momentum 0.8")
+    assert len(list(tmp_path.glob("state/**/final.pt"))) == 2
+    assert rows(tmp_path / "out/Swish/accumulation.csv") != first
+
+
+def test_scripts_made_alike_are_drawn_together_and_others_are_not(call, tmp_path):
+    call("Resnet18", "--epochs 2 --learning-rates 0.05")
+    assert not (tmp_path / "out/activations.png").exists()
+    call("Swish", "--epochs 2 --learning-rates 0.05 0.1")
+    assert (tmp_path / "out/activations.png").exists()
+    call("SGD", "--epochs 2 --learning-rates 0.05")
+    status, output, _ = call("SGD_noise", "--epochs 1 --learning-rates 0.05")
+    assert status == 0
+    assert "not drawn together with SGD" in output
+    assert not (tmp_path / "out/gradient-noise.png").exists()
+    call("SGD_noise", "--epochs 2 --learning-rates 0.05")
+    assert (tmp_path / "out/gradient-noise.png").exists()
+
+
+def test_one_diverging_run_is_named_and_the_others_are_kept(call, tmp_path):
+    status, output, error = call("SGD", "--epochs 2 --learning-rates 1e30 0.05 --precision fp32")
+    assert status == 2
+    assert "lr 1e+30 seed 0: the loss is not finite in epoch 1, step" in error
+    assert "Traceback" not in error
+    assert {row["learning_rate"] for row in rows(tmp_path / "out/SGD/accumulation.csv")} == {"0.05"}
+    assert "accumulation.png" in output
+
+
+def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
+    from common import data
+
+    honest = data.batches
+
+    def poisoned(dataset, size, seed, epoch, augmentation):
+        for inputs, labels in honest(dataset, size, seed, epoch, augmentation):
+            yield inputs * (float("nan") if epoch == 2 else 1), labels
+
+    monkeypatch.setattr(data, "batches", poisoned)
+    status, _, error = call("Resnet18", "--epochs 4 --learning-rates 0.05")
+    assert status == 2
+    assert "epoch 3, step 1" in error
+    assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 2
+    monkeypatch.setattr(data, "batches", honest)
+    assert call("Resnet18", "--epochs 4 --learning-rates 0.05")[0] == 0
+
+
+FLAGS = "--dataset digits --epochs 12 --learning-rates 0.05 --noise-std 0.01 --regularization 0.1"
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """What the command leaves when nothing happens to it, and how long its training takes."""
+    place = tmp_path_factory.mktemp("untouched")
+    command = [sys.executable, str(ROOT / "Resnet18.py"), *FLAGS.split(), "--output-dir", "out", "--run-dir", "state"]
+    subprocess.run(command, cwd=place, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return place
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouched(start, tmp_path, untouched, attempt):
+    moment = random.Random(attempt)
+    flags = f"{FLAGS} --output-dir out --run-dir state"
+    kills = 0
+    while True:
+        process = start("Resnet18", flags)
+        wanted = moment.randrange(1, 9)  # epochs to wait for, and a moment of the next one
+        for line in process.stdout:
+            wanted -= ", epoch " in line
+            if not wanted:
+                break
+        time.sleep(moment.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() != 0
+        if list(tmp_path.glob("state/**/final.pt")):
+            break
+    assert kills > 0
+    again = start("Resnet18", flags)
+    assert again.wait() == 0
+    ours, theirs = (runs.load(next(place.glob("state/**/final.pt"))) for place in (tmp_path, untouched))
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
+    assert torch.equal(ours["counts"]["fired"], theirs["counts"]["fired"])
+    csvs = [rows(place / "out/Resnet18/accumulation.csv") for place in (tmp_path, untouched)]
+    assert len(csvs[0]) == 12
+    assert untimed(csvs[0]) == untimed(csvs[1])
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
+    process = start("Resnet18", f"{FLAGS} --output-dir out --run-dir state")
+    for line in process.stdout:
+        if ", epoch 2/" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert "the same command goes on" in error
+    assert "Traceback" not in error
+    assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] >= 2
+
+
+def test_a_damaged_checkpoint_is_named(call, tmp_path):
+    call("Resnet18", "--epochs 1 --learning-rates 0.05")
+    final = next(tmp_path.glob("state/**/final.pt"))
+    final.write_bytes(final.read_bytes()[:1000])
+    status, _, error = call("Resnet18", "--epochs 1 --learning-rates 0.05")
+    assert status == 2
+    assert error.startswith(f"error: {final} is damaged")
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_loses_nothing_that_was_there(tmp_path):
+    path = tmp_path / "file.pt"
+    runs.write(path, lambda file: file.write(b"old"))
+
+    def save(file):
+        file.write(b"half")
+        raise OSError(28, os.strerror(28))
+
+    with pytest.raises(UserError, match=r"file\.pt.*No space left"):
+        runs.write(path, save)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.pt"]
+
+
+def test_two_processes_never_train_the_same_run(tmp_path):
+    config = {"seed": 0}
+    with (
+        runs.Run(tmp_path, "run", config).locked(),
+        pytest.raises(UserError, match="another process"),
+        runs.Run(tmp_path, "run", config).locked(),
+    ):
+        pass
+
+
+def test_the_settings_behind_a_figure_are_kept_beside_it(call, tmp_path):
+    call("Resnet18", "--epochs 1 --learning-rates 0.05")
+    made = json.loads((tmp_path / "out/Resnet18/accumulation.json").read_text())
+    assert made["settings"]["epochs"] == 1
+    assert made["settings"]["network"]["width"] == 8
+    assert "--learning-rates 0.05" in made["command"]
+
+
+def test_an_image_folder_trains_from_end_to_end(call, tmp_path):
+    from tests.test_data import save_images
+
+    folder = save_images(tmp_path / "photos", count=8)
+    status, _, _ = call("Resnet18", "--width 4 --epochs 1 --batch-size 4 --image-size 16", dataset=folder)
+    assert status == 0
