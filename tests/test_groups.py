@@ -165,6 +165,14 @@ def test_couplings_without_an_activation_are_no_candidates():
     assert not any(groups.candidates[coupling.slice].any() for coupling in plain)
 
 
+def test_a_coupling_that_is_read_past_its_activations_is_no_candidate():
+    """So narrow, MobileNetV2 adds a linear bottleneck to its stem: dead units do not silence that stream."""
+    groups = find_groups(torchvision.models.mobilenet_v2(width_mult=0.1), IMAGE)
+    stem = groups.couplings[0]
+    assert stem.layers == ("features.0.2", "features.1.conv.0.2")
+    assert not groups.candidates[stem.slice].any()
+
+
 def test_a_flattened_channel_is_all_of_its_pixels_in_the_linear_layer():
     _, groups = make("vgg16_bn")
     assert int(groups.units.sum()) == 4224 // 16 + 2 * 24
@@ -426,6 +434,14 @@ def test_a_group_is_dead_when_all_of_its_units_are():
     assert groups.all_dead(dead).nonzero().flatten().tolist() == [stream.start + 2]
 
 
+def test_totals_leave_padding_out():
+    network, groups = make("resnet18-cifar")
+    groups.cut(network, None, some(groups), multiple=8)
+    ones = {name: torch.ones(len(groups.channels(name)), dtype=torch.int64) for name in groups.layer_units}
+    assert sum(map(len, ones.values())) > groups.units[groups.alive].sum()
+    assert torch.equal(groups.total(ones), groups.units * groups.alive)
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu"])
 def test_vitality_is_the_derivative_of_a_gate_on_all_that_reads_the_group(activation):
     """Homogeneous activations: sum of gamma dL/dgamma + beta dL/dbeta over the batch-norms that feed a group."""
@@ -466,6 +482,7 @@ def test_a_cut_keeps_channels_last_with_the_strides_of_a_fresh_network():
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_an_interrupted_run_goes_on_bit_for_bit(multiple):
     network, optimizer, groups = trained("resnet18-cifar", dtype=torch.float32)
+    network.to(memory_format=torch.channels_last)
     groups.cut(network, optimizer, some(groups), multiple)
     step(network, optimizer)
     file = io.BytesIO()
@@ -474,7 +491,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(multiple):
     file.seek(0)
     saved = torch.load(file, weights_only=True)
 
-    again = NETWORKS["resnet18-cifar"]()
+    again = NETWORKS["resnet18-cifar"]().to(memory_format=torch.channels_last)
     again_groups = find_groups(again, IMAGE)
     again_groups.restore(again, saved["groups"])
     again.load_state_dict(saved["model"])
@@ -526,34 +543,58 @@ def test_shapes_that_are_no_cut_of_the_network_are_refused(key, shape):
 # Networks that cannot be traced.
 
 
-class Shuffle(nn.Module):
-    """The channel shuffle of ShuffleNet: shapes say nothing, values tell."""
+class Plain(nn.Module):
+    """A network with nothing special between its two convolutions."""
 
     def __init__(self):
         super().__init__()
         self.conv1, self.act, self.conv2 = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)
         self.fc = nn.Linear(8, 10)
 
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.conv1(x))
-        x = x.unflatten(1, (2, 4)).transpose(1, 2).flatten(1, 2)
-        return self.fc(self.conv2(x).mean((2, 3)))
+        return self.fc(self.conv2(self.between(self.act(self.conv1(x)))).mean((2, 3)))
 
 
-class Untraceable(Shuffle):
+class Shuffled(Plain):
+    """Channels in another order: no shape tells."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
+class Shifted(Plain):
+    """A channel at zero does not stay there."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.cos()
+
+
+class Reshaped(Plain):
+    """Channels and pixels mixed."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(x.shape)
+
+
+class Untraceable(Plain):
     def forward(self, x: Tensor) -> Tensor:
         return torch.from_numpy(super().forward(x).detach().numpy())
 
 
-class Broken(Shuffle):
-    def forward(self, x: Tensor) -> Tensor:
+class Broken(Plain):
+    def between(self, x: Tensor) -> Tensor:
         raise RuntimeError("no such thing\nin detail")
 
 
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Shuffle(), "cannot trace Shuffle: .*"),
+        (Shuffled(), "cannot trace Shuffled: cutting channels changes what the others compute"),
+        (Shifted(), "cannot trace Shifted: cutting channels changes what the others compute"),
+        (Reshaped(), "cannot trace Reshaped: .*"),
         (Untraceable(), "cannot trace Untraceable: .*"),
         (Broken(), "cannot trace Broken: RuntimeError: no such thing"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), "cannot trace Sequential: found no channel .*"),
@@ -567,7 +608,17 @@ class Broken(Shuffle):
             "cannot cut channels out of 1, a GroupNorm",
         ),
     ],
-    ids=["shuffle", "untraceable", "broken", "no-channels", "shared-activation", "grouped", "group-norm"],
+    ids=[
+        "shuffled",
+        "shifted",
+        "reshaped",
+        "untraceable",
+        "broken",
+        "no-channels",
+        "shared-activation",
+        "grouped",
+        "group-norm",
+    ],
 )
 def test_a_network_that_cannot_be_traced_is_one_clear_error(network, message):
     before = copy.deepcopy(tensors(network))
@@ -575,6 +626,10 @@ def test_a_network_that_cannot_be_traced_is_one_clear_error(network, message):
         find_groups(network, IMAGE)
     assert "\n" not in str(raised.value)
     assert_same(tensors(network), before)
+
+
+def test_the_plain_network_among_them_is_traced():
+    assert [coupling.name for coupling in find_groups(Plain(), IMAGE).couplings] == ["conv1", "conv2"]
 
 
 def test_a_bare_copy_is_not_watched():
