@@ -1,0 +1,66 @@
+"""What watching the units costs: the time of a training step with the hooks, over one without.
+
+    python benchmarks/watching.py --width 16 --steps 40
+
+Steps of both kinds alternate in one process, so that a machine that slows down slows both. Prints one JSON line.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from common import models, settings, units
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=40, help="pairs of steps")
+    parser.add_argument("--device", default="auto")
+    options = parser.parse_args()
+    device = settings.pick_device(options.device)
+    precision = settings.pick_precision("auto", device)
+
+    torch.manual_seed(0)
+    model = models.resnet18(10, width=options.width).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    inputs = torch.randn(options.batch_size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (options.batch_size,), device=device)
+
+    def seconds() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            loss = functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    plain, watched = [], []
+    for step in range(options.steps + 3):
+        plain.append(seconds())
+        watch = units.UnitWatch(model, inputs[:1])
+        watched.append(seconds())
+        watch.close()
+        if step == 2:  # warm now
+            plain, watched = [], []
+    ratio = statistics.median(watched) / statistics.median(plain)
+    images = options.batch_size / statistics.median(plain)
+    facts = {"device": device.type, "precision": precision, "width": options.width, "threads": torch.get_num_threads()}
+    print(json.dumps({**facts, "watched_over_plain": round(ratio, 3), "plain_images_per_second": round(images)}))
+
+
+if __name__ == "__main__":
+    main()
