@@ -127,7 +127,7 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     by_line: dict[str, list] = {}
     for final in finals:
         counts = units.history(final["counts"])
-        dead = [units.by_layer((epoch.fired == 0).double(), final["counts"]["layers"]) for epoch in counts]
+        dead = [units.by_layer(epoch.dead.double(), final["counts"]["layers"]) for epoch in counts]
         by_line.setdefault(line_name(final["config"]), []).append([list(epoch.values()) for epoch in dead])
     names = list(finals[0]["counts"]["layers"])
     means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}

@@ -167,6 +167,14 @@ def read_images(split, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
     return images
 
 
+def hold_out(arrays: tuple, count: int) -> tuple[tuple, tuple]:
+    """The training images without `count` of them, and those: what constants are tuned on, never on test images."""
+    images, labels = arrays
+    order = np.random.default_rng(stream(0, "held out", 0)).permutation(len(labels))
+    kept, held = order[count:], order[:count]
+    return (images[kept], labels[kept]), (images[held], labels[held])
+
+
 def load(settings) -> Dataset:
     """The dataset that `settings.dataset` names, as tensors on `settings.device`.
 
@@ -180,6 +188,10 @@ def load(settings) -> Dataset:
         train, test, classes = digits()
     else:
         train, test, classes = image_folder(Path(settings.dataset), settings.image_size, settings.workers)
+    if getattr(settings, "hold_out", 0):
+        if settings.hold_out >= len(train[1]):
+            raise UserError(f"HOLD_OUT: got {settings.hold_out}, takes fewer than the {len(train[1])} training images")
+        train, test = hold_out(train, settings.hold_out)
     if len(train[1]) < settings.batch_size:
         raise UserError(f"BATCH_SIZE: got {settings.batch_size}, takes at most the {len(train[1])} training images")
     digest = hashlib.sha256()

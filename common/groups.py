@@ -60,6 +60,7 @@ class Groups:
     outputs, inputs: layer -> int64 [dense size], the group of each output (input) channel; G where the channel is in
         no group, as image channels and classes are. A depthwise convolution has no inputs of its own.
     kernels: convolution or linear layer -> weights between one input and one output channel.
+    version: grows whenever something is cut out or restored.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Groups:
         self.kernels = {n: m.weight[0, 0].numel() for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
         self._state = torch.zeros(len(self) + 1, dtype=torch.uint8)  # the last: channels in no group, ever alive
         self._cache: dict = {}  # of this state
+        self.version = 0  # how often the state changed
 
     def __len__(self) -> int:
         return len(self.coupling)
@@ -191,6 +193,7 @@ class Groups:
     def _enter(self, state: Tensor) -> None:
         self._state = state
         self._cache = {}
+        self.version += 1
 
     def _resize(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, after: Tensor) -> None:
         """Bring a network's tensors from the present state to the state `after`, uint8 [G + 1]."""

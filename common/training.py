@@ -12,6 +12,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from common import data, units
+from common.groups import Groups, find_groups
 from common.models import batch_norms, build
 from common.runs import Run
 from common.settings import UserError
@@ -37,7 +38,14 @@ class Training:
     loss: Tensor | None = None  # of the present step, on the device
     logits: Tensor | None = None
     labels: Tensor | None = None
+    groups: Groups | None = None  # where channels may be cut out
+    watch: units.UnitWatch | None = None
+    counts: units.Counts | None = None  # of the epoch before
     row: dict = field(default_factory=dict)  # what is measured of the epoch that ends
+
+    @property
+    def total_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
 
     @property
     def progress(self) -> float:
@@ -49,7 +57,11 @@ class Training:
 
 
 class Callback:
-    """The named points of the loop, in their order."""
+    """The named points of the loop, in their order; and what a checkpoint keeps of a callback."""
+
+    def prepare(self, training: Training): ...  # the network is built; a checkpoint may still be loaded
+
+    def on_start(self, training: Training): ...  # a run that was never begun
 
     def on_epoch_start(self, training: Training): ...
 
@@ -59,6 +71,11 @@ class Callback:
 
     def on_epoch_end(self, training: Training): ...
 
+    def state(self) -> dict:
+        return {}
+
+    def restore(self, training: Training, state: dict): ...
+
 
 def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]], callbacks: list[Callback]):
     """Minimises the cross-entropy, from the epoch that `training` is in to its last.
@@ -67,6 +84,9 @@ def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Te
         batches: epoch -> its batches, inputs [B, C, H, W] and labels [B].
     """
     model, optimizer = training.model, training.optimizer
+    if training.epoch == 0:
+        for callback in callbacks:
+            callback.on_start(training)
     while training.epoch < training.epochs:
         model.train()
         training.step, training.row = 0, {}
@@ -218,27 +238,43 @@ class Meters(Callback):
 
 
 class Watching(Callback):
-    """Counts every unit's firing over the epoch; `history` holds the counts of all epochs."""
+    """Counts every unit's firing over the epoch; `history` holds the counts of all epochs.
+
+    Units are numbered as in the dense network; those cut out are neither dead nor anything else.
+    """
 
     def __init__(self, model: nn.Module, example: Tensor):
         self.watch = units.UnitWatch(model, example)
         self.history: list[units.Counts] = []
 
+    def on_start(self, training: Training):
+        self.follow(training)
+
+    def on_step(self, training: Training):
+        self.follow(training)
+
+    def follow(self, training: Training):
+        if training.groups is not None:
+            self.watch.follow(training.groups)
+
     def on_epoch_end(self, training: Training):
         before = self.history[-1] if self.history else None
         self.history.append(self.watch.end_epoch())
+        training.counts = self.history[-1]
         training.row["units"] = len(self.watch.batch)
         training.row |= units.totals(units.measures(self.history[-1], before))
 
     def state(self) -> dict:
         return {
             "layers": self.watch.layers,
-            **{name: torch.stack([getattr(c, name) for c in self.history]) for name in ("fired", "pairs", "silent")},
+            **{name: torch.stack([getattr(c, name) for c in self.history]) for name in units.SAVED},
             "batches": [counts.batches for counts in self.history],
         }
 
-    def restore(self, state: dict):
+    def restore(self, training: Training, state: dict):
         self.history = units.history(state)
+        training.counts = self.history[-1]
+        self.follow(training)
 
 
 class Testing(Callback):
@@ -258,10 +294,14 @@ class Testing(Callback):
 
 
 class Keeping(Callback):
-    """A row in the log and a checkpoint after every epoch. Comes after all that fill the row."""
+    """A row in the log and a checkpoint after every epoch. Comes after all that fill the row.
 
-    def __init__(self, run: Run, watching: Watching):
-        self.run, self.watching = run, watching
+    Args:
+        others: the callbacks that have a state of their own.
+    """
+
+    def __init__(self, run: Run, others: list[Callback]):
+        self.run, self.others = run, others
         self.rows: list[dict] = []
 
     def on_epoch_end(self, training: Training):
@@ -269,11 +309,12 @@ class Keeping(Callback):
         self.run.save_checkpoint(
             {
                 "epoch": training.epoch,
+                "groups": training.groups.state_dict() if training.groups else None,
                 "model": training.model.state_dict(),
                 "optimizer": training.optimizer.state_dict(),
                 "scheduler": training.scheduler.state_dict(),
                 "rows": self.rows,
-                "counts": self.watching.state(),
+                "callbacks": {type(callback).__name__: callback.state() for callback in self.others},
             }
         )
         self.run.save_log(self.rows)
@@ -284,10 +325,13 @@ class Keeping(Callback):
         if state is None:
             return
         training.epoch, self.rows = state["epoch"], state["rows"]
+        if training.groups:
+            training.groups.restore(training.model, state["groups"])
         training.model.load_state_dict(state["model"])
         training.optimizer.load_state_dict(state["optimizer"])
         training.scheduler.load_state_dict(state["scheduler"])
-        self.watching.restore(state["counts"])
+        for callback in self.others:
+            callback.restore(training, state["callbacks"][type(callback).__name__])
 
 
 class Progress(Callback):
@@ -332,18 +376,40 @@ class Progress(Callback):
         sys.stdout.flush()
 
 
+def start(settings, dataset: data.Dataset, network: dict, learning_rate: float, seed: int, cuts: bool) -> Training:
+    """A network with fresh weights and its optimiser; with `cuts`, its groups too."""
+    torch.manual_seed(seed)
+    model = build(network).to(settings.device, memory_format=torch.channels_last)
+    steps = data.batches_per_epoch(len(dataset.train), settings.batch_size)
+    optimizer, scheduler = sgd(
+        model, learning_rate, settings.momentum, settings.weight_decay, settings.schedule, settings.epochs * steps
+    )
+    training = Training(model, optimizer, scheduler, settings.epochs, steps, settings.precision, settings.device)
+    training.groups = find_groups(model, dataset.example) if cuts else None
+    return training
+
+
 def fit(
-    settings, dataset: data.Dataset, run: Run, network: dict, learning_rate: float, seed: int, extra: list[Callback]
+    settings,
+    dataset: data.Dataset,
+    run: Run,
+    network: dict,
+    learning_rate: float,
+    seed: int,
+    extra: list[Callback],
+    cuts: bool = False,
 ) -> dict:
     """Trains one network, or goes on where it stopped, or reads what it left: the content of the run's final.pt.
 
     Args:
         settings: what all runs of the script have in common.
         network: the arguments of `models.build`.
-        extra: callbacks that act on the gradients, in their order.
+        extra: callbacks that act on the gradients or prune, in their order.
+        cuts: whether channels may be cut out.
 
     Returns:
-        config; network; model (the state dict); rows (a dict an epoch); counts (of every unit and epoch).
+        config; network; image [C, H, W]; model (the state dict, without padding); rows (a dict an epoch); counts (of
+        every unit and epoch); and the state of every callback in `extra` under its class's name.
 
     Raises:
         Diverged: when the loss is not finite.
@@ -353,15 +419,12 @@ def fit(
         print(f"{run.label}: finished before, in {run.folder}")
         return finished
     with run.locked():
-        torch.manual_seed(seed)
-        model = build(network).to(settings.device, memory_format=torch.channels_last)
-        steps = data.batches_per_epoch(len(dataset.train), settings.batch_size)
-        optimizer, scheduler = sgd(
-            model, learning_rate, settings.momentum, settings.weight_decay, settings.schedule, settings.epochs * steps
-        )
-        training = Training(model, optimizer, scheduler, settings.epochs, steps, settings.precision, settings.device)
-        meters, watching = Meters(settings.device), Watching(model, dataset.example.to(settings.device))
-        keeping = Keeping(run, watching)
+        training = start(settings, dataset, network, learning_rate, seed, cuts)
+        meters, watching = Meters(settings.device), Watching(training.model, dataset.example.to(settings.device))
+        training.watch = watching.watch
+        keeping = Keeping(run, [*extra, watching])
+        for callback in extra:
+            callback.prepare(training)
         keeping.resume(training)
         progress = Progress(run.label, training, meters, len(dataset.train))
         callbacks = [meters, *extra, watching, Testing(dataset), keeping, progress]
@@ -374,12 +437,15 @@ def fit(
         finally:
             progress.bar.close()
             watching.watch.close()
+        model = training.groups.compact(training.model) if training.groups else training.model
         state = {
             "config": run.config,
             "network": network,
+            "image": list(dataset.example.shape[1:]),
             "model": model.state_dict(),
             "rows": keeping.rows,
             "counts": watching.state(),
+            **{type(callback).__name__: callback.state() for callback in extra},
         }
         run.save_final(state)
     return state

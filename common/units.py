@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.groups import Groups
 from common.models import activation_layers, units
 
 NEARLY_DEAD = 0.001  # a fire rate at or below this
@@ -43,15 +44,16 @@ def fire_counts(pre_activation: Tensor) -> Tensor:
 
 @dataclass
 class Counts:
-    """One epoch's counts on the CPU, in the order of the units.
+    """One epoch's counts on the CPU, in the order of the dense network's units.
 
     fired: int64 [U], pairs on which the unit fired; pairs: int64 [U], all pairs; silent: int64 [U], batches in which
-    the unit never fired; batches: how many there were.
+    the unit never fired; alive: bool [U], not cut out by the end of the epoch; batches: how many there were.
     """
 
     fired: Tensor
     pairs: Tensor
     silent: Tensor
+    alive: Tensor
     batches: int
 
     @property
@@ -59,10 +61,18 @@ class Counts:
         """float64 [U] in [0, 1]."""
         return self.fired / self.pairs.double()
 
+    @property
+    def dead(self) -> Tensor:
+        """bool [U]: in the network, and never fired."""
+        return self.alive & (self.fired == 0)
+
+
+SAVED = ("fired", "pairs", "silent", "alive")
+
 
 def history(state: dict) -> list[Counts]:
-    """The epochs of a run from what it saved: fired, pairs and silent as [epochs, U], and batches."""
-    columns = (state[name].unbind() for name in ("fired", "pairs", "silent"))
+    """The epochs of a run from what it saved: each of SAVED as [epochs, U], and batches."""
+    columns = (state[name].unbind() for name in SAVED)
     return [Counts(*values) for values in zip(*columns, state["batches"], strict=True)]
 
 
@@ -87,6 +97,11 @@ class UnitWatch:
         self.fired, self.silent = torch.zeros_like(self.batch), torch.zeros_like(self.batch)
         self.pairs = dict.fromkeys(self.layers, 0)
         self.batches = 0
+        self.alive = torch.ones(start, dtype=torch.bool)
+        self.followed = 0  # the version of the groups
+        self.places: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # layer -> its channels in use, their numbers among the units
         self.seen: set[str] = set()
         modules = activation_layers(model)
         self.hooks = [modules[layer].register_forward_pre_hook(self.count(layer)) for layer in self.layers]
@@ -99,7 +114,12 @@ class UnitWatch:
             if layer in self.seen:
                 raise ValueError(f"the activation layer {layer} is used twice in a forward pass: give each use its own")
             self.seen.add(layer)
-            self.batch[self.slices[layer]] = fire_counts(inputs[0])
+            counts = fire_counts(inputs[0])
+            if layer in self.places:
+                channels, numbers = self.places[layer]
+                self.batch[numbers] = counts[channels]
+            else:
+                self.batch[self.slices[layer]] = counts
             self.pairs[layer] += inputs[0].numel() // inputs[0].shape[1]
 
         return hook
@@ -111,10 +131,23 @@ class UnitWatch:
             self.batches += 1
             self.seen.clear()
 
+    def follow(self, groups: Groups):
+        """Takes note of what was cut out: the units left keep their numbers, padding is not counted."""
+        if groups.version == self.followed:
+            return
+        self.followed = groups.version
+        self.alive.zero_()
+        self.batch.zero_()
+        for layer, part in self.slices.items():
+            channels = groups.alive_channels(layer).nonzero().flatten()
+            numbers = part.start + groups.numbers(layer)[channels]
+            self.alive[numbers] = True
+            self.places[layer] = channels.to(self.batch.device), numbers.to(self.batch.device)
+
     def end_epoch(self) -> Counts:
         """The counts since the last call; the one point at which the host waits for the device."""
         pairs = torch.cat([torch.full((count,), self.pairs[layer]) for layer, count in self.layers.items()])
-        counts = Counts(self.fired.cpu(), pairs, self.silent.cpu(), self.batches)
+        counts = Counts(self.fired.cpu(), pairs, self.silent.cpu(), self.alive.clone(), self.batches)
         self.fired, self.silent = torch.zeros_like(self.batch), torch.zeros_like(self.batch)
         self.pairs = dict.fromkeys(self.layers, 0)
         self.batches = 0
@@ -136,6 +169,7 @@ def divergence(now: Counts, before: Counts) -> Tensor:
     A rate of exactly 0 or 1 before would make it infinite, so both are first moved inside by half a count:
     to [1 / 2n, 1 - 1 / 2n] for n pairs.
     """
+
     def inside(counts: Counts) -> Tensor:
         half = 0.5 / counts.pairs.double()
         return counts.fire_rate.clamp(half, 1 - half)
@@ -149,21 +183,22 @@ def measures(now: Counts, before: Counts | None) -> dict[str, Tensor]:
 
     dead_units, nearly_dead_units (which the dead are among), revived_units and dying_units are 0 or 1 a unit;
     silent_units_per_batch the share of batches in which it was silent; fire_rate in [0, 1]; entropy_bits and
-    divergence_bits in bits. Those that compare with the epoch before are absent in the first one.
+    divergence_bits in bits; all are 0 for a unit that was cut out. Those that compare with the epoch before are absent
+    in the first one.
     """
     rate = now.fire_rate
     found = {
         "fire_rate": rate,
         "entropy_bits": entropy(rate),
-        "dead_units": now.fired == 0,
+        "dead_units": now.dead,
         "nearly_dead_units": rate <= NEARLY_DEAD,
         "silent_units_per_batch": now.silent / max(now.batches, 1),
     }
     if before is not None:
-        found["revived_units"] = (before.fired == 0) & (now.fired > 0)
+        found["revived_units"] = before.dead & (now.fired > 0)
         found["dying_units"] = entropy(rate) < entropy(before.fire_rate)
         found["divergence_bits"] = divergence(now, before)
-    return {name: values.double() for name, values in found.items()}
+    return {name: values.double() * now.alive for name, values in found.items()}
 
 
 TOTALS = (

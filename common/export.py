@@ -1,0 +1,82 @@
+"""Writes the network of a finished run as a torch.export program, which runs without this repository.
+
+    python -m common.export runs/.../final.pt network.pt2
+
+and then, anywhere:
+
+    network = torch.export.load("network.pt2").module()
+    logits = network(images)  # fp32 [B, channels, H, W], any B, normalised as for training -> [B, classes]
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common import saved, settings
+from common.runs import write
+from common.settings import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise UserError(f"{message}; see --help")
+
+
+def program(network: nn.Module, image: tuple[int, int, int]) -> torch.export.ExportedProgram:
+    """The network as a program for fp32 images of one size [C, H, W], in batches of any size."""
+    example = torch.zeros(2, *image)  # two, as a batch of one would be taken for a constant
+    batch = torch.export.Dim("batch")
+    return torch.export.export(network.eval().requires_grad_(False), (example,), dynamic_shapes=({0: batch},))
+
+
+def image_shape(final: dict, path: Path, size: str | None) -> tuple[int, int, int]:
+    """[C, H, W] of the images: square ones of the size asked for, or those of the run."""
+    channels = final["network"]["channels"]
+    if size is not None:
+        side = settings.check("IMAGE_SIZE", size)
+        return channels, side, side
+    image = final.get("image")
+    if image is None:
+        raise UserError(f"{path} does not say how large its images are; add --image-size")
+    if len(image) != 3 or image[0] != channels:
+        raise UserError(f"{path} is for images of {channels} channels and of shape {list(image)}: that contradicts")
+    return tuple(image)
+
+
+def main() -> int:
+    parser = Parser(
+        prog="python -m common.export",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("final", type=Path, help="the final.pt of a finished run")
+    parser.add_argument("output", type=Path, help="the program to write, a .pt2 file")
+    parser.add_argument("--image-size", metavar="SIDE", help="pixels a side of the images [the run's]")
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    given = parser.parse_args()
+    if given.output.suffix != ".pt2":
+        raise UserError(f"{given.output}: the output takes a name that ends in .pt2")
+    if not given.output.parent.is_dir():
+        raise UserError(f"{given.output}: there is no folder {given.output.parent}")
+    if given.output.exists() and not given.force:
+        raise UserError(f"{given.output} exists; --force replaces it")
+    final = saved.read(given.final)
+    network = saved.rebuild(final, given.final)
+    image = image_shape(final, given.final, given.image_size)
+    exported = program(network, image)
+    with warnings.catch_warnings():
+        # Of weights in channels-last, which are the faster ones; it means those that are not on the CPU.
+        warnings.filterwarnings("ignore", "No complete tensor found")
+        write(given.output, lambda file: torch.export.save(exported, file))
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    shape = " x ".join(map(str, image))
+    print(f"{given.output}: images {shape}, {final['network']['classes']} classes, {weights:,} parameters")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(settings.run(main))

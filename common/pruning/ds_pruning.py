@@ -1,0 +1,254 @@
+"""DS-Pruning: watch, choose, press, cut, settle, in one training run.
+
+A plan says how sparse the network is to be at each moment. Where the network lags behind it, the least vital groups
+are chosen, dead ones first; they are pressed until they no longer fire, and what does not fire is cut out.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from common.groups import Groups
+from common.pruning.task import Task, within_floor
+from common.settings import UserError
+from common.training import Callback, Training
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The constants of the method, tuned on held-out training images; moments are shares of all steps."""
+
+    warmup: float = 0.05  # the plan begins
+    settle: float = 0.4  # the plan ends: from here the network is at its target
+    patience: int = 2  # epochs after which a unit that died by itself is cut out
+    choose_steps: int = 30  # steps between two looks at the plan
+    press_steps: int = 200  # steps from being chosen to silence
+    sink: float = 3.0  # how far a press lowers the batch-norm shift, in standard deviations of its output
+    memory: int = 100  # steps that the vitality is averaged over
+    floor: float = 0.1  # the share of every layer that stays, where the target allows it
+
+    @classmethod
+    def of(cls, settings) -> "Constants":
+        """Those that the script sets, the rest as above."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)})
+
+
+def cubic_plan(progress: float, warmup: float, settle: float, target: float) -> float:
+    """The sparsity due at `progress` in [0, 1]: 0 until `warmup`, `target` from `settle`; fast first, then slower
+    (Zhu & Gupta 2017, arXiv 1710.01878)."""
+    share = min(max((progress - warmup) / (settle - warmup), 0.0), 1.0)
+    return target * (1 - (1 - share) ** 3)
+
+
+class Vitality:
+    """A running mean square of each group's first-order cost: float32 [G] on the device.
+
+    Scaling what a group's batch-norms put out by a gate changes the loss by gamma dL/dgamma + beta dL/dbeta per unit
+    of gate, summed over them: exact for activations that are positively homogeneous (ReLU, Leaky ReLU). A dead group
+    has exactly 0.
+    """
+
+    def __init__(self, groups: Groups, memory: int, device: torch.device):
+        self.mean_square = torch.zeros(len(groups), device=device)
+        self.keep = 1 - 1 / memory
+
+    def observe(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
+        slopes = {name: n.weight.detach() * n.weight.grad + n.bias.detach() * n.bias.grad for name, n in norms.items()}
+        self.mean_square.lerp_(groups.total(slopes).square(), 1 - self.keep)
+
+
+def choose(groups: Groups, cost: Tensor, taken: Tensor, task: Task, due: float, floor: float) -> Tensor:
+    """The groups to remove so that, with those in `taken`, the network is as sparse as is due.
+
+    Args:
+        cost: float [G], what removing a group costs per unit (or weight) removed; 0 for dead ones.
+        taken: bool [G], groups that are on their way out already.
+        due: sparsity in [0, 1).
+        floor: share of each coupling that must stay.
+
+    Returns:
+        group numbers, least vital first; empty where the network is not behind.
+    """
+    leaving = taken.nonzero().flatten()
+    others = (groups.candidates & ~taken).nonzero().flatten()
+    order = torch.cat([leaving, others[torch.argsort(cost[others], stable=True)]])
+    first = task.first(groups, within_floor(groups, order, floor), due)
+    return first[~taken[first]]
+
+
+class Press:
+    """Drives chosen groups to silence: their scales fade, their shifts sink until nothing is above 0.
+
+    On Leaky ReLU, which lets a sunk shift through, the shift fades too. When a press is over, both are held at
+    values with which the unit cannot fire: scale 0, and shift 0 or below.
+    """
+
+    def __init__(self, groups: Groups, steps: int, sink: float, fades_shift: bool):
+        self.left = torch.full((len(groups),), -1, dtype=torch.int64)  # steps; -1: not chosen
+        self.steps, self.sink, self.fades_shift = steps, sink, fades_shift
+        self.fade = 0.01 ** (1 / steps)  # a scale is at a hundredth when its press ends
+        self.plan: tuple | None = None  # per batch norm, until the set of pressed groups changes
+
+    @property
+    def chosen(self) -> Tensor:
+        return self.left >= 0
+
+    @property
+    def over(self) -> Tensor:
+        return self.left == 0
+
+    def add(self, chosen: Tensor) -> None:
+        self.left[chosen] = self.steps
+        self.plan = None
+
+    def remove(self, groups: Tensor) -> None:
+        self.left[groups] = -1
+        self.plan = None
+
+    def factors(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> tuple[list[Tensor], ...]:
+        """What to multiply scale and shift by and what the shift sinks by at each step: a tensor a batch norm each."""
+        pressed = self.left > 0
+        none, over = torch.zeros(len(groups)), self.over.float()
+        # As distances from "nothing changes", so that channels in no group, which are spread a 0, stay as they are.
+        scale = torch.where(pressed, 1 - self.fade, over)
+        shift = scale if self.fades_shift else over
+        sink = none if self.fades_shift else torch.where(pressed, self.sink / self.steps, over * self.sink)
+        device = next(iter(norms.values())).weight.device
+        scales, shifts, sinks = ([groups.spread(name, v.to(device)) for name in norms] for v in (scale, shift, sink))
+        padding = [~groups.alive_channels(name).to(device) for name in norms]
+        sinks = [values.masked_fill_(hidden, 0.0) for values, hidden in zip(sinks, padding, strict=True)]
+        return [1 - values for values in scales], [1 - values for values in shifts], sinks
+
+    @torch.no_grad()
+    def apply(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
+        """After every step of the optimiser."""
+        if not self.chosen.any():
+            return
+        ending = self.left == 1
+        self.left[self.left > 0] -= 1
+        if self.plan is None or ending.any():
+            self.plan = self.factors(groups, norms)
+        scale, shift, sink = self.plan
+        torch._foreach_mul_([n.weight for n in norms.values()], scale)
+        torch._foreach_mul_([n.bias for n in norms.values()], shift)
+        torch._foreach_sub_([n.bias for n in norms.values()], sink)
+
+
+class DSPruning(Callback):
+    """The controller: what it decides on is in `log`, one entry a look, and in the rows of the run."""
+
+    def __init__(self, task: Task, constants: Constants):
+        self.task, self.constants = task, constants
+        self.log: list[dict] = []
+
+    def prepare(self, training: Training):
+        groups, constants = training.groups, self.constants
+        self.groups = groups
+        self.task.check(groups)
+        fed = {name for coupling in groups.couplings for name in coupling.batch_norms}
+        self.norms = {name: m for name, m in training.model.named_modules() if name in fed}
+        self.groups_of_units = torch.cat([groups.outputs[layer] for layer in training.watch.layers])
+        steps = training.total_steps
+        self.first_step, self.last_step = (
+            max(1, round(share * steps)) for share in (constants.warmup, constants.settle)
+        )
+        # Short runs have no room for the full press: it takes a third of the way from warm-up to settling at most.
+        press_steps = max(1, min(constants.press_steps, (self.last_step - self.first_step) // 3))
+        self.choose_steps = max(1, min(constants.choose_steps, press_steps // 4))
+        self.last_choice = self.last_step - press_steps - self.choose_steps
+        if self.last_choice <= self.first_step:
+            raise UserError(
+                f"EPOCHS: {steps} steps leave {self.last_step - self.first_step} from WARMUP to SETTLE, too few to "
+                "choose, press and cut in; raise EPOCHS or SETTLE, or lower WARMUP or BATCH_SIZE"
+            )
+        fades_shift = self.task.settings.activation != "relu"
+        self.press = Press(groups, press_steps, constants.sink, fades_shift)
+        self.vitality = Vitality(groups, constants.memory, training.device)
+        self.dead_epochs = torch.zeros(len(groups), dtype=torch.int64)
+        self.floor = min(constants.floor, (1 - self.task.target) / 2)
+
+    def on_epoch_start(self, training: Training):
+        if training.counts is None:
+            return
+        dead = self.silent(training.groups, training.counts.fired == 0) & ~self.press.chosen
+        self.dead_epochs = torch.where(dead, self.dead_epochs + 1, 0)
+
+    def silent(self, groups: Groups, quiet: Tensor) -> Tensor:
+        """bool [G]: the candidates all of whose units are in `quiet`, bool [U]."""
+        counts = torch.bincount(self.groups_of_units[quiet], minlength=len(groups) + 1)[:-1]
+        return (counts == groups.units) & groups.candidates
+
+    def on_gradients(self, training: Training):
+        if self.step(training) < self.last_step:
+            self.vitality.observe(training.groups, self.norms)
+
+    @staticmethod
+    def step(training: Training) -> int:
+        return training.epoch * training.steps_per_epoch + training.step
+
+    def on_step(self, training: Training):
+        step = self.step(training)
+        if step > self.last_step:
+            return
+        self.press.apply(training.groups, self.norms)
+        if step == self.last_step or (step >= self.first_step and step % self.choose_steps == 0):
+            self.look(training, step)
+
+    def look(self, training: Training, step: int):
+        """Cuts what is silent and presses what the plan asks for; at the last step, cuts down to the target."""
+        groups, settled = training.groups, step == self.last_step
+        due = cubic_plan(step, self.first_step, self.last_choice, self.task.target) if not settled else self.task.target
+        cost = self.vitality.mean_square.cpu().double() / self.task.price(groups).clamp(min=1)
+        cost[self.dead_epochs > 0] = 0
+        died = (self.dead_epochs >= self.constants.patience) & groups.candidates
+        chosen = choose(groups, cost, self.press.chosen | died, self.task, due, self.floor)
+        self.press.add(chosen)
+        silent = self.silent(groups, training.watch.batch.cpu() == 0)
+        leaving = self.press.chosen if settled else (self.press.over & silent) | (died & silent)
+        if settled and died.any():
+            leaving = leaving | died
+        order = leaving.nonzero().flatten()
+        order = within_floor(groups, order[torch.argsort(cost[order], stable=True)], self.floor)
+        removed = self.task.first(groups, order, self.task.target)
+        by_death = int((died[removed] & ~self.press.chosen[removed]).sum())
+        groups.cut(training.model, training.optimizer, removed, self.task.multiple)
+        self.press.remove(removed)
+        self.dead_epochs[removed] = 0
+        if settled:
+            self.press.remove(self.press.chosen.nonzero().flatten())
+        self.log.append(
+            {
+                "step": step,
+                "planned": due,
+                "measured": self.task.curve(groups, torch.empty(0, dtype=torch.int64))[0].item(),
+                "chosen": len(chosen),
+                "cut": len(removed),
+                "cut_dead_by_themselves": by_death,
+                "cut_still_firing": int((~silent[removed]).sum()),
+            }
+        )
+
+    def on_epoch_end(self, training: Training):
+        last = self.log[-1] if self.log else {"planned": 0.0, "measured": 0.0}
+        training.row |= {
+            "planned_sparsity": last["planned"],
+            "sparsity": last["measured"],
+            "groups_chosen": sum(entry["chosen"] for entry in self.log),
+            "groups_cut": sum(entry["cut"] for entry in self.log),
+            "groups_dead_by_themselves": int((self.dead_epochs > 0).sum()),
+        }
+
+    def state(self) -> dict:
+        return {
+            "vitality": self.vitality.mean_square,
+            "press": self.press.left,
+            "dead_epochs": self.dead_epochs,
+            "log": self.log,
+            "couplings": [coupling.name for coupling in self.groups.couplings],
+            "widths": self.groups.widths.tolist(),
+        }
+
+    def restore(self, training: Training, state: dict):
+        self.vitality.mean_square = state["vitality"].to(training.device)
+        self.press.left, self.dead_epochs, self.log = state["press"], state["dead_epochs"], state["log"]

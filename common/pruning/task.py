@@ -1,0 +1,85 @@
+"""What a pruning method is asked for, and the arithmetic of sparsity targets that all of them share."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common import sparsity
+from common.groups import Groups
+from common.settings import UserError
+
+
+@dataclass
+class Task:
+    """One run: how sparse the network is to be at its end.
+
+    target: in [0, 1). measure: `neuron` or `weight` sparsity. multiple: what widths in memory are padded to.
+    needs: what the final.pt of the method that this one needs holds (`NEEDS`), or None.
+    """
+
+    target: float
+    measure: str
+    seed: int
+    multiple: int
+    settings: object
+    needs: dict | None = None
+    cuts: list[dict] = field(default_factory=list)
+
+    def curve(self, groups: Groups, order: Tensor) -> Tensor:
+        """float64 [K + 1]: sparsity after the first 0, ..., K of the groups in `order` are removed too."""
+        return (sparsity.neuron_sparsity if self.measure == "neuron" else sparsity.weight_sparsity)(groups, order)
+
+    def first(self, groups: Groups, order: Tensor, target: float) -> Tensor:
+        """The shortest beginning of `order` whose removal makes the network as sparse as `target`, or all of it."""
+        curve = self.curve(groups, order)
+        reached = (curve >= target - 1e-12).nonzero()
+        return order[: int(reached[0])] if len(reached) else order
+
+    def price(self, groups: Groups) -> Tensor:
+        """float64 [G]: what removing one more group of its coupling takes away, in units or in weights."""
+        if self.measure == "neuron":
+            return groups.units.double()
+        prices = torch.zeros(len(groups), dtype=torch.float64)
+        for coupling in groups.couplings:
+            alive = groups.alive[coupling.slice].nonzero().flatten()
+            left = sparsity.weights_left(groups, (coupling.start + alive[:1]).tolist())
+            prices[coupling.slice] = float(left[0] - left[-1])
+        return prices
+
+    def check(self, groups: Groups) -> None:
+        """Raises UserError when the target cannot be reached with one channel left in every coupling."""
+        most = self.curve(groups, within_floor(groups, spread_order(groups, None), 0.0))[-1].item()
+        if self.target > most:
+            raise UserError(
+                f"SPARSITIES: got {self.target:g}, but this network cannot lose more than {most:.4f} of its "
+                f"{'units' if self.measure == 'neuron' else 'weights'} without losing a whole layer"
+            )
+
+
+def spread_order(groups: Groups, generator: torch.Generator | None) -> Tensor:
+    """All candidates, in an order that takes the same share from every coupling at any time.
+
+    Within a coupling they come at random with a generator, else in their order.
+    """
+    place = torch.full((len(groups),), 2.0, dtype=torch.float64)
+    for coupling in groups.couplings:
+        size = coupling.size
+        rank = torch.randperm(size, generator=generator) if generator is not None else torch.arange(size)
+        place[coupling.slice] = (rank + 0.5) / size
+    order = torch.argsort(place, stable=True)
+    return order[groups.candidates[order]]
+
+
+def within_floor(groups: Groups, order: Tensor, floor: float) -> Tensor:
+    """`order` without the groups whose removal, after those before them, would leave a coupling below the share
+    `floor` of its dense width, or empty."""
+    sizes = torch.tensor([coupling.size for coupling in groups.couplings])
+    least = (floor * sizes).ceil().long().clamp(min=1)
+    spare = (groups.widths - least).clamp(min=0)
+    owner = groups.coupling[order]
+    taken = torch.zeros(len(order), dtype=torch.int64)  # how many of the same coupling come before
+    for coupling in range(len(sizes)):
+        mine = owner == coupling
+        taken[mine] = torch.arange(int(mine.sum()))
+    return order[taken < spare[owner]]

@@ -1,0 +1,206 @@
+"""The sparsity studies: accuracy against neuron or weight sparsity, for every method in one harness."""
+
+import json
+import sys
+import time
+from itertools import product
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+from common import accumulation, data, report, sparsity
+from common.groups import shrink_to
+from common.models import build
+from common.pruning import METHODS, NEEDS, Constants, Task
+from common.runs import Run, write_csv, write_text
+from common.settings import UserError
+from common.training import BatchNormPull, Callback, Diverged, GradientClip, Training, fit
+
+COLUMNS = [
+    "script",
+    "method",
+    "target",
+    "neuron_sparsity",
+    "weight_sparsity",
+    "test_accuracy",
+    "parameters",
+    "inference_flops",
+    "inference_flops_ratio",
+    "training_flops_ratio",
+    "training_speedup",
+    "inference_speedup",
+    "seed",
+    "epochs",
+    "width",
+    "device",
+    "seconds",
+]
+STUDIES = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
+
+
+class Cost(Callback):
+    """Training FLOPs: 3 x those of a forward pass, for every example, at the widths that the network has then."""
+
+    def __init__(self, example: torch.Tensor):
+        self.example = example
+        self.flops, self.version, self.forward = 0, None, 0
+
+    def on_step(self, training: Training):
+        if training.groups.version != self.version:
+            self.version = training.groups.version
+            self.forward = sparsity.layer_flops(training.groups.compact(training.model), self.example)[""]
+        self.flops += 3 * self.forward * len(training.labels)
+
+    def state(self) -> dict:
+        return {"flops": self.flops}
+
+    def restore(self, training: Training, state: dict):
+        self.flops = state["flops"]
+
+
+def check(settings: SimpleNamespace) -> None:
+    """Raises UserError for a method or moment that cannot be."""
+    for method in settings.methods:
+        if method not in METHODS:
+            raise UserError(f"METHODS: got {method!r}, takes any of {', '.join(METHODS)}")
+    if settings.warmup >= settings.settle:
+        raise UserError(f"SETTLE: got {settings.settle:g}, takes a moment after WARMUP, {settings.warmup:g}")
+    if len(settings.regularization) > 1:
+        raise UserError(f"REGULARIZATION: got {len(settings.regularization)} values, takes one in a sparsity study")
+
+
+def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target: float, seed: int) -> dict:
+    """One run of one method, and before it the run whose result it needs; returns what final.pt holds."""
+    needs = train_one(settings, dataset, shared, NEEDS[method], target, seed) if method in NEEDS else None
+    multiple = {"cpu": 16, "cuda": 8}[settings.device.type]
+    task = Task(target, STUDIES[settings.study], seed, multiple, settings, needs)
+    rate, strength = settings.pruning_learning_rate, settings.regularization[0]
+    config = {
+        **shared,
+        "method": method,
+        "target": target,
+        "measure": task.measure,
+        "seed": seed,
+        "learning_rate": rate,
+    }
+    config["regularization"] = strength
+    if "ds-pruning" in (method, NEEDS.get(method)):
+        config["constants"] = vars(Constants.of(settings))
+    parts = [
+        *METHODS[method](task),
+        BatchNormPull(strength) if strength else None,
+        GradientClip(settings.gradient_clip) if settings.gradient_clip else None,
+        Cost(dataset.example),
+    ]
+    label = f"{method} {target:g} seed {seed}" if target else f"{method} seed {seed}"
+    run = Run(settings.run_dir / settings.script / settings.study, label, config)
+    return fit(settings, dataset, run, shared["network"], rate, seed, [part for part in parts if part], cuts=True)
+
+
+def network_of(final: dict) -> nn.Module:
+    """The network of a finished run, in evaluation mode on the CPU."""
+    model = shrink_to(build(final["network"]), final["model"])
+    model.load_state_dict(final["model"])
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def seconds_of_inference(model: nn.Module, settings, images: torch.Tensor) -> float:
+    start = time.perf_counter()
+    with (
+        torch.inference_mode(),
+        torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.precision == "bf16"),
+    ):
+        model(images)
+    if settings.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: torch.Tensor, rounds: int = 7) -> float:
+    """Dense time over pruned time of one batch of 128, the medians of runs in turn."""
+    images = torch.randn(128, *example.shape[1:], device=settings.device).to(memory_format=torch.channels_last)
+    times = [[seconds_of_inference(model, settings, images) for model in (dense, pruned)] for _ in range(rounds + 2)][
+        2:
+    ]
+    medians = torch.tensor(times).median(0).values
+    return (medians[0] / medians[1]).item()
+
+
+def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
+    """One row of the CSV; what compares with the dense run of the same seed is empty where there is none."""
+    config = final["config"]
+    model, dense = network_of(final), build(final["network"]).to(memory_format=torch.channels_last).eval()
+    size, full = sparsity.measure(model, dataset.example), sparsity.measure(dense, dataset.example)
+    seconds = sum(row["seconds"] for row in final["rows"])
+    examples = settings.epochs * len(dataset.train)
+    return {
+        "script": settings.script,
+        "method": config["method"],
+        "target": config["target"],
+        "neuron_sparsity": size.neuron_sparsity(full),
+        "weight_sparsity": size.weight_sparsity(full),
+        "test_accuracy": final["rows"][-1]["test_accuracy"],
+        "parameters": size.parameters,
+        "inference_flops": size.flops,
+        "inference_flops_ratio": size.flops / full.flops,
+        "training_flops_ratio": final["Cost"]["flops"] / (3 * full.flops * examples),
+        "training_speedup": sum(row["seconds"] for row in reference["rows"]) / seconds if reference else None,
+        "inference_speedup": inference_speedup(
+            dense.to(settings.device), model.to(settings.device), settings, dataset.example
+        ),
+        "seed": config["seed"],
+        "epochs": len(final["rows"]),
+        "width": settings.width,
+        "device": settings.device.type,
+        "seconds": seconds,
+    }
+
+
+def summary(rows: list[dict]) -> str:
+    cells = [
+        [
+            row["method"],
+            f"{row['target']:g}",
+            row["seed"],
+            f"{100 * row['neuron_sparsity']:.2f}",
+            f"{100 * row['weight_sparsity']:.2f}",
+            f"{100 * row['test_accuracy']:.2f}",
+            f"{row['inference_flops_ratio']:.3f}",
+            f"{row['training_flops_ratio']:.3f}",
+            "-" if row["training_speedup"] is None else f"{row['training_speedup']:.2f}",
+            f"{row['inference_speedup']:.2f}",
+        ]
+        for row in rows
+    ]
+    header = "method target seed neuron-% weight-% test-% FLOPs training-FLOPs training-speedup inference-speedup"
+    return report.table(header.split(), cells)
+
+
+def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
+    """Trains every method at every sparsity, writes the CSV and the figures, prints a table; the exit status."""
+    check(settings)
+    dataset = data.load(settings)
+    shared = {**accumulation.common_config(settings, dataset, network), "hold_out": settings.hold_out}
+    rows, failures, dense = [], [], {}
+    for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
+        for target in (0.0,) if method == "dense" else settings.sparsities:
+            try:
+                final = train_one(settings, dataset, shared, method, target, seed)
+            except Diverged as error:
+                failures.append(f"{method} {target:g} seed {seed}: {error}")
+                print(f"error: {failures[-1]}", file=sys.stderr)
+                continue
+            if method == "dense":
+                dense[seed] = final
+            rows.append(row_of(settings, dataset, final, dense.get(seed)))
+    if rows:
+        folder = settings.output_dir / settings.script
+        folder.mkdir(exist_ok=True)
+        write_csv(folder / f"{settings.study}.csv", COLUMNS, rows)
+        made = accumulation.provenance(shared)
+        write_text(folder / f"{settings.study}.json", json.dumps(made, indent=1) + "\n")
+        print(f"\n{summary(rows)}\n\ntable: {folder / settings.study}.csv")
+    for failure in failures:
+        print(f"error: not finished: {failure}", file=sys.stderr)
+    return 2 if failures else 0
