@@ -42,11 +42,11 @@ def image_shape(final: dict, path: Path, size: str | None) -> tuple[int, int, in
     if image is None:
         raise UserError(f"{path} does not say how large its images are; add --image-size")
     if len(image) != 3 or image[0] != channels:
-        raise UserError(f"{path} is for images of {channels} channels and of shape {list(image)}: that contradicts")
+        raise UserError(f"{path}: images {list(image)} do not fit its network, which takes {channels} channels")
     return tuple(image)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m common.export",
         description=__doc__,
@@ -57,7 +57,7 @@ def main() -> int:
     parser.add_argument("output", type=Path, help="the program to write, a .pt2 file")
     parser.add_argument("--image-size", metavar="SIDE", help="pixels a side of the images [the run's]")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.output.suffix != ".pt2":
         raise UserError(f"{given.output}: the output takes a name that ends in .pt2")
     if not given.output.parent.is_dir():

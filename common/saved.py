@@ -71,7 +71,7 @@ def rebuild(final: dict, path: Path | str) -> nn.Module:
         if shape != (1, network["classes"]):
             raise ValueError(f"{shape[-1]} logits for {network['classes']} classes")
     except (GroupError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(f"{error}".split())
+        reason = f"unknown or missing: {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"{path} does not hold the network that it describes ({reason})") from None
     return model
 
