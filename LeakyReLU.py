@@ -7,9 +7,9 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import accumulation, settings
+from common import accumulation, settings, sparsity_study
 
-STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
+STUDY = "accumulation"  # accumulation: dead and dying units by epoch; neuron-sparsity, weight-sparsity: accuracy
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
@@ -30,14 +30,24 @@ MOMENTUM = 0.9  # of SGD
 WEIGHT_DECAY = None  # of SGD, on all parameters
 GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping
 NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element
+PRUNING_LEARNING_RATE = 0.1  # of the sparsity studies
 REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
 AUGMENTATION = None  # any of crop, flip, cutout
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
+METHODS = ["dense", "random", "scratch", "ds-pruning"]  # what the sparsity studies compare
+SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]  # targets of the sparsity studies
+WARMUP = 0.05  # share of training after which DS-Pruning begins to remove units
+SETTLE = 0.4  # share of training after which it is at its target
+PATIENCE = 2  # epochs after which a unit that died by itself is cut out
+HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
+
+STUDIES = {"accumulation": accumulation.study, **dict.fromkeys(sparsity_study.STUDIES, sparsity_study.study)}
 
 
 def main() -> int:
-    return accumulation.study(settings.read(globals(), studies=("accumulation",)))
+    constants = settings.read(globals(), tuple(STUDIES))
+    return STUDIES[constants.study](constants)
 
 
 if __name__ == "__main__":

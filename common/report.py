@@ -188,3 +188,63 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
         bar.outline.set_linewidth(0.5)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)
+
+
+def scatter_label(method: str) -> str:
+    return {"dense": "dense", "ds-pruning": "DS-Pruning"}.get(method, method)
+
+
+def means(rows: Rows, x, y) -> list[tuple[float, float, float]]:
+    """(mean x, mean y, standard deviation of y) over the seeds of every target, by target."""
+    found = defaultdict(list)
+    for row in rows:
+        found[row["target"]].append((x(row), y(row)))
+    points = [np.array(found[target]) for target in sorted(found)]
+    return [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].std(ddof=1) if len(p) > 1 else 0.0) for p in points]
+
+
+def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published: dict[str, dict[float, float]]) -> None:
+    """Test accuracy of every method against `x(row)`: means over seeds, bars of one standard deviation.
+
+    Args:
+        rows: as in neuron-sparsity.csv and weight-sparsity.csv.
+        axis: the name of the horizontal axis, with its unit.
+        published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
+    """
+    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"))
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.2, 4.0))
+        ends, heights = [], []
+        for index, method in enumerate(methods):
+            points = means([r for r in rows if r["method"] == method], x, lambda row: 100 * row["test_accuracy"])
+            places, centres, spreads = map(np.array, zip(*points, strict=True))
+            colour = COLOURS[index % len(COLOURS)]
+            axes.errorbar(
+                places, centres, spreads, color=colour, linestyle=LINES[index % len(LINES)], marker="o", ms=3, capsize=2
+            )
+            last = int(np.argmax(places))
+            ends.append((centres[last], scatter_label(method), colour))
+            heights += [*(centres - spreads), *(centres + spreads)]
+        dense = [100 * row["test_accuracy"] for row in rows if row["method"] == "dense"]
+        if dense:
+            axes.axhline(np.mean(dense), color="black", linewidth=0.9)
+            axes.axhspan(
+                np.mean(dense) - np.std(dense), np.mean(dense) + np.std(dense), color="black", alpha=0.08, linewidth=0
+            )
+            ends.append((float(np.mean(dense)), "dense", "black"))
+            heights += dense
+        for method, line in published.items():
+            shown = {target: accuracy for target, accuracy in line.items() if target in {row["target"] for row in rows}}
+            axes.plot([100 * t for t in shown], list(shown.values()), color=QUIET, linewidth=0.8, linestyle=":")
+            if shown:
+                ends.append((list(shown.values())[-1], f"paper, {method}", QUIET))
+                heights += shown.values()
+        margin = 0.06 * (max(heights) - min(heights) + 1)
+        axes.set(xlabel=axis, ylabel="Test accuracy (%)", ylim=(min(heights) - margin, max(heights) + margin))
+        axes.set_xlim(
+            axes.get_xlim()[0],
+            max(point for line in axes.lines for point in np.atleast_1d(line.get_xdata())[-1:]) if methods else None,
+        )
+        label_ends(axes, ends)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        save(figure, path)

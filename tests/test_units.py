@@ -130,6 +130,7 @@ def test_watching_keeps_memory_in_proportion_to_the_units():
     watch = units.UnitWatch(model, torch.zeros(1, 3, 16, 16))
     forward(model, inputs(4, 4), "fp32")
     held = [value for value in vars(watch).values() if isinstance(value, torch.Tensor)]
+    assert len(held) > 2
     assert {tensor.numel() for tensor in held} == {sum(watch.layers.values())}
 
 
@@ -142,7 +143,8 @@ def test_an_activation_used_twice_is_refused():
 
 def counts_of(fired, pairs=1000):
     fired = torch.tensor(fired)
-    return Counts(fired, torch.full_like(fired, pairs), torch.zeros_like(fired), 10)
+    alive = torch.ones(len(fired), dtype=torch.bool)
+    return Counts(fired, torch.full_like(fired, pairs), torch.zeros_like(fired), alive, 10)
 
 
 def test_entropy_is_one_bit_at_a_half_and_nothing_at_both_ends():

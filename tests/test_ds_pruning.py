@@ -1,0 +1,270 @@
+"""The controller's five parts, and whole runs that end at their target."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from common import models, runs, sparsity, units
+from common.groups import find_groups
+from common.pruning import METHODS
+from common.pruning.ds_pruning import Press, Vitality, choose, cubic_plan
+from common.pruning.task import Task, spread_order, within_floor
+from common.sparsity_study import network_of
+from tests.conftest import ROOT
+
+IMAGE = torch.zeros(1, 1, 8, 8)
+
+
+def network(activation="relu", dtype=torch.float32):
+    torch.manual_seed(0)
+    model = models.resnet18(10, channels=1, width=8, activation=activation).to(dtype)
+    with torch.no_grad():  # shifts and scales of their own, so that no derivative is 0 by symmetry
+        for norm in models.batch_norms(model):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+    return model, find_groups(model, IMAGE)
+
+
+def norms_of(model, groups):
+    fed = {name for coupling in groups.couplings for name in coupling.batch_norms}
+    return {name: module for name, module in model.named_modules() if name in fed}
+
+
+def task(target=0.5, measure="neuron"):
+    return Task(target, measure, 0, 1, SimpleNamespace(activation="relu"))
+
+
+# Choose
+
+
+def test_the_plan_starts_at_warmup_ends_at_settle_and_never_falls():
+    plan = [cubic_plan(step / 100, 0.1, 0.5, 0.8) for step in range(101)]
+    assert plan[:11] == [0.0] * 11
+    assert plan[50:] == [0.8] * 51
+    assert plan == sorted(plan)
+    assert plan[30] == pytest.approx(0.8 * (1 - 0.5**3))
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu"])
+def test_vitality_is_the_squared_derivative_of_the_loss_in_a_gate_on_the_group(activation):
+    model, groups = network(activation, torch.float64)
+    inputs, labels = torch.randn(16, 1, 8, 8, dtype=torch.float64), torch.arange(16) % 10
+    norms = norms_of(model, groups)
+
+    def loss(group=None, gate=1.0):
+        """With the outputs of all the batch norms that feed the group scaled by the gate."""
+        gates = torch.ones(len(groups), dtype=torch.float64)
+        if group is not None:
+            gates[group] = gate
+        hooks = [
+            norm.register_forward_hook(lambda _m, _i, out, name=name: out * inside(name, gates)[:, None, None])
+            for name, norm in norms.items()
+        ]
+        value = functional.cross_entropy(model(inputs), labels)
+        for hook in hooks:
+            hook.remove()
+        return value
+
+    def inside(name, gates):
+        return groups.spread(name, gates)
+
+    vitality = Vitality(groups, 1, torch.device("cpu"))
+    loss().backward()
+    vitality.mean_square = vitality.mean_square.double()
+    vitality.observe(groups, norms)
+    streams = groups.units.argmax().item(), groups.units.argmin().item()
+    for group in (*streams, 100, 150):
+        with torch.no_grad():
+            slope = (loss(group, 1 + 1e-7) - loss(group, 1 - 1e-7)) / 2e-7
+        assert vitality.mean_square[group] == pytest.approx(slope.item() ** 2, rel=1e-4, abs=1e-14)
+
+
+def test_a_dead_group_has_no_vitality_and_is_chosen_first():
+    model, groups = network()
+    norms = norms_of(model, groups)
+    inner = groups.couplings[2]
+    group = inner.start + 3
+    with torch.no_grad():
+        for name in inner.batch_norms:
+            norms[name].weight[3], norms[name].bias[3] = 0.0, -1.0
+    vitality = Vitality(groups, 1, torch.device("cpu"))
+    functional.cross_entropy(model(torch.randn(8, 1, 8, 8)), torch.arange(8)).backward()
+    vitality.observe(groups, norms)
+    assert vitality.mean_square[group] == 0
+    chosen = choose(groups, vitality.mean_square.double(), torch.zeros(len(groups), dtype=torch.bool), task(), 0.1, 0.1)
+    assert chosen[0] == group
+
+
+@pytest.mark.parametrize("measure", ["neuron", "weight"])
+@pytest.mark.parametrize("due", [0.3, 0.6, 0.8])
+def test_what_is_chosen_reaches_the_plan_to_within_one_group_and_keeps_the_floor(measure, due):
+    _, groups = network()
+    cost = torch.rand(len(groups), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    taken = torch.zeros(len(groups), dtype=torch.bool)
+    taken[[5, 60, 200]] = True
+    job = task(measure=measure)
+    chosen = choose(groups, cost, taken, job, due, 0.1)
+    everything = torch.cat([taken.nonzero().flatten(), chosen])
+    curve = job.curve(groups, everything)
+    assert curve[-1] >= due > curve[-2]
+    assert not taken[chosen].any()
+    left = groups.alive.clone()
+    left[everything] = False
+    for coupling in groups.couplings:
+        assert left[coupling.slice].sum() >= 0.1 * coupling.size
+
+
+def test_nothing_is_chosen_while_deaths_by_themselves_keep_up_with_the_plan():
+    _, groups = network()
+    order = spread_order(groups, None)
+    taken = torch.zeros(len(groups), dtype=torch.bool)
+    taken[order[:120]] = True
+    due = task().curve(groups, order[:120])[-1].item()
+    cost = torch.rand(len(groups), dtype=torch.float64)
+    assert len(choose(groups, cost, taken, task(), due - 0.01, 0.0)) == 0
+    assert len(choose(groups, cost, taken, task(), due + 0.05, 0.0)) > 0
+
+
+def test_no_coupling_is_emptied_whatever_is_asked():
+    _, groups = network()
+    order = within_floor(groups, spread_order(groups, torch.Generator().manual_seed(0)), 0.0)
+    left = groups.alive.clone()
+    left[order] = False
+    assert [int(left[coupling.slice].sum()) for coupling in groups.couplings] == [1] * len(groups.couplings)
+
+
+# Press
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu"])
+def test_a_pressed_group_stops_firing_and_the_others_are_left_alone(activation):
+    model, groups = network(activation)
+    norms = norms_of(model, groups)
+    chosen = torch.tensor(
+        [groups.couplings[0].start + 1, groups.couplings[1].start + 2, groups.couplings[-1].start + 5]
+    )
+    before = {name: (n.weight.clone(), n.bias.clone()) for name, n in norms.items()}
+    press = Press(groups, 20, 3.0, fades_shift=activation != "relu")
+    press.add(chosen)
+    watch = units.UnitWatch(model, IMAGE)
+    for _ in range(20):
+        press.apply(groups, norms)
+    assert press.over.nonzero().flatten().tolist() == sorted(chosen.tolist())
+    model(torch.randn(64, 1, 8, 8))
+    counts = watch.end_epoch()
+    groups_of_units = torch.cat([groups.outputs[layer] for layer in watch.layers])
+    silent = torch.isin(groups_of_units, chosen)
+    assert (counts.fired[silent] == 0).all()
+    assert (counts.fired[~silent] > 0).float().mean() > 0.9
+    marks = torch.zeros(len(groups), dtype=torch.bool)
+    marks[chosen] = True
+    for name, norm in norms.items():
+        others = ~groups.spread(name, marks)
+        assert torch.equal(norm.weight[others], before[name][0][others])
+        assert torch.equal(norm.bias[others], before[name][1][others])
+
+
+# Whole runs
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity"])
+@pytest.mark.parametrize("script", ["Resnet18", "LeakyReLU"])
+def test_every_method_ends_at_its_target_on_the_network_that_is_saved(call, tmp_path, script, study):
+    status, _, error = call(script, f"--study {study} --sparsities 0.5 0.8 --epochs 2 --hold-out 300")
+    assert (status, error) == (0, "")
+    found = rows(tmp_path / "out" / script / f"{study}.csv")
+    assert len(found) == 1 + 3 * 2
+    dense = models.resnet18(10, channels=1, width=8)
+    groups = find_groups(dense, IMAGE)
+    measure = study.split("-")[0]
+    price = task(measure=measure).price(groups).max().item()
+    price /= sum(groups.layer_units.values()) if measure == "neuron" else sparsity.measure(dense, IMAGE).weights
+    for row in found[1:]:
+        assert 0 <= float(row[f"{measure}_sparsity"]) - float(row["target"]) < price
+    for path in tmp_path.glob("state/**/final.pt"):
+        final = runs.load(path)
+        size, whole = sparsity.measure(network_of(final), IMAGE), sparsity.measure(dense, IMAGE)
+        got = size.neuron_sparsity(whole) if measure == "neuron" else size.weight_sparsity(whole)
+        assert 0 <= got - final["config"].get("target", 0) < price or final["config"]["method"] == "dense"
+        if final["config"]["method"] == "ds-pruning":
+            assert sum(entry["cut_still_firing"] for entry in final["DSPruning"]["log"]) == 0
+            assert final["DSPruning"]["log"][-1]["measured"] == pytest.approx(got)
+
+
+def test_the_rows_of_scratch_have_the_shape_that_ds_pruning_ended_with(call, tmp_path):
+    call("Resnet18", "--study neuron-sparsity --sparsities 0.6 --epochs 2 --methods scratch ds-pruning")
+    finals = {f["config"]["method"]: f for f in map(runs.load, tmp_path.glob("state/**/final.pt"))}
+    ours, theirs = finals["scratch"]["model"], finals["ds-pruning"]["model"]
+    assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
+    assert not torch.equal(ours["conv1.weight"], theirs["conv1.weight"])
+
+
+def test_a_new_method_needs_a_line_in_the_table_and_nothing_else(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "random-twin", METHODS["random"])
+    status, _, _ = call("Resnet18", "--study neuron-sparsity --methods random random-twin --sparsities 0.5 --epochs 1")
+    assert status == 0
+    one, two = rows(tmp_path / "out/Resnet18/neuron-sparsity.csv")
+    assert one["test_accuracy"] == two["test_accuracy"]
+
+
+WRONG = [
+    ("--sparsities 1", "SPARSITIES", "[0, 1)"),
+    ("--sparsities -0.1", "SPARSITIES"),
+    ("--sparsities 0.99", "SPARSITIES: got 0.99", "without losing a whole layer"),
+    ("--settle 0.05 --warmup 0.3", "SETTLE", "after WARMUP"),
+    ("--settle 1.5", "SETTLE", "(0, 1]"),
+    ("--methods magic", "METHODS: got 'magic'", "ds-pruning"),
+    ("--epochs 1 --batch-size 1400", "EPOCHS", "too few"),
+]
+
+
+@pytest.mark.parametrize("case", WRONG, ids=lambda case: case[0])
+def test_a_wrong_constant_ends_in_one_line(call, tmp_path, case):
+    flags, *words = case
+    status, _, error = call("Resnet18", f"--study neuron-sparsity --methods ds-pruning --sparsities 0.5 {flags}")
+    assert status == 2
+    assert error.count("\n") == 1
+    for word in words:
+        assert word in error
+    assert not list(tmp_path.glob("state/**/final.pt"))
+
+
+FLAGS = "--study neuron-sparsity --dataset digits --methods ds-pruning --sparsities 0.7 --epochs 8 --warmup 0.1 --settle 0.8"
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_pruning_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouched(start, tmp_path, attempt):
+    command = [sys.executable, str(ROOT / "Resnet18.py"), *FLAGS.split(), "--output-dir", "out", "--run-dir", "whole"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
+    moment = random.Random(attempt)
+    flags = FLAGS + " --output-dir out --run-dir state"
+    for _ in range(2):
+        process = start("Resnet18", flags)
+        wanted = moment.randrange(1, 4)
+        for line in process.stdout:
+            wanted -= ", epoch " in line
+            if not wanted:
+                break
+        time.sleep(moment.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("Resnet18", flags).wait() == 0
+    whole, pieces = (runs.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
+    assert whole["DSPruning"]["log"] == pieces["DSPruning"]["log"]
+    assert any(entry["cut"] for entry in whole["DSPruning"]["log"])
+    assert all(torch.equal(whole["model"][name], pieces["model"][name]) for name in whole["model"])
