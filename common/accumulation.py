@@ -13,8 +13,9 @@ import torch
 import torchvision
 
 from common import data, report, units
+from common.gradients import BatchNormPull, GradientClip, GradientNoise
 from common.runs import Run, read_csv, write_csv, write_text
-from common.training import BatchNormPull, Diverged, GradientClip, GradientNoise, fit
+from common.training import Diverged, fit
 
 COLUMNS = [
     "script",

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from common import accumulation, data, report, sparsity
-from common.groups import shrink_to
+from common import accumulation, data, report, saved, sparsity
+from common.gradients import BatchNormPull, GradientClip
 from common.models import build
 from common.pruning import METHODS, NEEDS, Constants, Task
 from common.runs import Run, write_csv, write_text
 from common.settings import UserError
-from common.training import BatchNormPull, Callback, Diverged, GradientClip, Training, fit
+from common.training import Callback, Diverged, Training, fit
 
 COLUMNS = [
     "script",
@@ -98,13 +98,6 @@ def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target
     return fit(settings, dataset, run, shared["network"], rate, seed, [part for part in parts if part], cuts=True)
 
 
-def network_of(final: dict) -> nn.Module:
-    """The network of a finished run, in evaluation mode on the CPU."""
-    model = shrink_to(build(final["network"]), final["model"])
-    model.load_state_dict(final["model"])
-    return model.to(memory_format=torch.channels_last).eval()
-
-
 def seconds_of_inference(model: nn.Module, settings, images: torch.Tensor) -> float:
     start = time.perf_counter()
     with (
@@ -130,7 +123,8 @@ def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: to
 def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
     """One row of the CSV; what compares with the dense run of the same seed is empty where there is none."""
     config = final["config"]
-    model, dense = network_of(final), build(final["network"]).to(memory_format=torch.channels_last).eval()
+    model, dense = saved.rebuild(final, f"the run of {config['method']}"), build(final["network"])
+    dense = dense.to(memory_format=torch.channels_last).eval()
     size, full = sparsity.measure(model, dataset.example), sparsity.measure(dense, dataset.example)
     seconds = sum(row["seconds"] for row in final["rows"])
     examples = settings.epochs * len(dataset.train)

@@ -18,7 +18,7 @@ from common.groups import find_groups
 from common.pruning import METHODS
 from common.pruning.ds_pruning import Press, Vitality, choose, cubic_plan
 from common.pruning.task import Task, spread_order, within_floor
-from common.sparsity_study import network_of
+from common.saved import load_network
 from tests.conftest import ROOT
 
 IMAGE = torch.zeros(1, 1, 8, 8)
@@ -197,7 +197,7 @@ def test_every_method_ends_at_its_target_on_the_network_that_is_saved(call, tmp_
         assert 0 <= float(row[f"{measure}_sparsity"]) - float(row["target"]) < price
     for path in tmp_path.glob("state/**/final.pt"):
         final = runs.load(path)
-        size, whole = sparsity.measure(network_of(final), IMAGE), sparsity.measure(dense, IMAGE)
+        size, whole = sparsity.measure(load_network(path), IMAGE), sparsity.measure(dense, IMAGE)
         got = size.neuron_sparsity(whole) if measure == "neuron" else size.weight_sparsity(whole)
         assert 0 <= got - final["config"].get("target", 0) < price or final["config"]["method"] == "dense"
         if final["config"]["method"] == "ds-pruning":
@@ -243,7 +243,10 @@ def test_a_wrong_constant_ends_in_one_line(call, tmp_path, case):
     assert not list(tmp_path.glob("state/**/final.pt"))
 
 
-FLAGS = "--study neuron-sparsity --dataset digits --methods ds-pruning --sparsities 0.7 --epochs 8 --warmup 0.1 --settle 0.8"
+FLAGS = (
+    "--study neuron-sparsity --dataset digits --methods ds-pruning --sparsities 0.7 --epochs 8 "
+    "--warmup 0.1 --settle 0.8"
+)
 
 
 @pytest.mark.parametrize("attempt", range(2))

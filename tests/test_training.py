@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import training
+from common import gradients, training
 from common.settings import UserError
 
 
@@ -85,7 +85,7 @@ def test_a_one_step_one_cycle_run_works():
 
 def test_the_pull_adds_the_sign_of_every_scale_and_peaks_at_half_of_training():
     _, plain = record()
-    _, pulled = record(training.BatchNormPull(1e-3))
+    _, pulled = record(gradients.BatchNormPull(1e-3))
     scale = [name for name, _ in small().named_parameters()].index("1.weight")
     first = pulled.gradients[0][scale] - plain.gradients[0][scale]
     assert first.abs().max() == 0  # the one-cycle begins at 0
@@ -95,17 +95,17 @@ def test_the_pull_adds_the_sign_of_every_scale_and_peaks_at_half_of_training():
         run.epoch, run.step = epoch, step
         norm.weight.data = torch.tensor([0.5, -0.5, 0.0])
         norm.weight.grad, norm.bias.grad = torch.zeros(3), torch.zeros(3)
-        training.BatchNormPull(1e-3).on_gradients(run)
+        gradients.BatchNormPull(1e-3).on_gradients(run)
         assert norm.weight.grad.tolist() == pytest.approx([share * 1e-3, -share * 1e-3, 0])
         assert norm.bias.grad.tolist() == [0, 0, 0]
 
 
 def test_clipping_bounds_the_norm_of_the_whole_gradient():
     _, free = record()
-    _, clipped = record(training.GradientClip(0.05))
+    _, clipped = record(gradients.GradientClip(0.05))
 
     def norms(recorder):
-        return [math.sqrt(sum(g.square().sum() for g in gradients)) for gradients in recorder.gradients]
+        return [math.sqrt(sum(g.square().sum() for g in step)) for step in recorder.gradients]
 
     assert max(norms(free)) > 0.05
     assert max(norms(clipped)) <= 0.05 * 1.001
@@ -117,7 +117,7 @@ def test_noise_has_its_deviation_on_every_element_and_depends_on_seed_and_epoch_
         run.epoch = epoch
         for p in run.model.parameters():
             p.grad = torch.zeros_like(p)
-        callback = training.GradientNoise(0.5, seed, torch.device("cpu"))
+        callback = gradients.GradientNoise(0.5, seed, torch.device("cpu"))
         callback.on_epoch_start(run)
         callback.on_gradients(run)
         return torch.cat([p.grad.flatten() for p in run.model.parameters()])

@@ -1,0 +1,51 @@
+"""What is done to the gradients between backward pass and step: callbacks of the loop."""
+
+import torch
+from torch import nn
+
+from common import data
+from common.models import batch_norms
+from common.training import Callback, Training
+
+
+class BatchNormPull(Callback):
+    """An L1 penalty on all batch-norm scales (network slimming, Liu et al. 2017), as its subgradient.
+
+    Its strength rises from 0 to `strength` at half of training and falls back to 0.
+    """
+
+    def __init__(self, strength: float):
+        self.strength = strength
+
+    def on_gradients(self, training: Training):
+        scales = [norm.weight for norm in batch_norms(training.model)]
+        now = self.strength * (1 - abs(2 * training.progress - 1))
+        torch._foreach_add_([s.grad for s in scales], torch._foreach_sign([s.detach() for s in scales]), alpha=now)
+
+
+class GradientClip(Callback):
+    """Scales the gradient down to a norm of at most `largest`."""
+
+    def __init__(self, largest: float):
+        self.largest = largest
+
+    def on_gradients(self, training: Training):
+        nn.utils.clip_grad_norm_(training.model.parameters(), self.largest)
+
+
+class GradientNoise(Callback):
+    """Adds N(0, deviation^2) to every element of the gradient. The noise depends on seed and epoch only."""
+
+    def __init__(self, deviation: float, seed: int, device: torch.device):
+        self.deviation, self.seed = deviation, seed
+        self.generator = torch.Generator(device)
+
+    def on_epoch_start(self, training: Training):
+        self.generator.manual_seed(data.stream(self.seed, "gradient noise", training.epoch))
+
+    def on_gradients(self, training: Training):
+        gradients = [p.grad for p in training.model.parameters()]
+        sizes = [gradient.numel() for gradient in gradients]
+        noise = torch.empty(sum(sizes), device=training.device).normal_(0, self.deviation, generator=self.generator)
+        parts = zip(noise.split(sizes), gradients, strict=True)
+        torch._foreach_add_(gradients, [part.view(gradient.shape) for part, gradient in parts])
