@@ -86,7 +86,9 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         if stem not in STEMS or activation not in ACTIVATIONS:
-            raise ValueError(f"stem {stem!r} takes {', '.join(STEMS)}; activation {activation!r}: {', '.join(ACTIVATIONS)}")
+            raise ValueError(
+                f"stem {stem!r} takes {', '.join(STEMS)}; activation {activation!r}: {', '.join(ACTIVATIONS)}"
+            )
         act = ACTIVATIONS[activation]
         if stem == "imagenet":
             self.conv1, self.bn1 = conv_bn(channels, width, 7, stride=2)
