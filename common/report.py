@@ -190,61 +190,98 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
         save(figure, path)
 
 
-def scatter_label(method: str) -> str:
-    return {"dense": "dense", "ds-pruning": "DS-Pruning"}.get(method, method)
+NAMES = {"ds-pruning": "DS-Pruning", "snap": "SNAP", "cropit-s": "CroPit-S", "earlysnap": "EarlySNAP"} | {
+    "earlycrop-s": "EarlyCroP-S",
+    "set": "SET",
+    "rigl": "RigL",
+}
 
 
-def means(rows: Rows, x, y) -> list[tuple[float, float, float]]:
-    """(mean x, mean y, standard deviation of y) over the seeds of every target, by target."""
+def over_targets(rows: Rows, x) -> Series:
+    """Mean of `x(row)`, and mean and standard deviation of the accuracy in per cent, for every target in order."""
     found = defaultdict(list)
     for row in rows:
-        found[row["target"]].append((x(row), y(row)))
+        found[row["target"]].append((x(row), 100 * row["test_accuracy"]))
     points = [np.array(found[target]) for target in sorted(found)]
-    return [(p[:, 0].mean(), p[:, 1].mean(), p[:, 1].std(ddof=1) if len(p) > 1 else 0.0) for p in points]
+    spreads = [p[:, 1].std(ddof=1) if len(p) > 1 else 0.0 for p in points]
+    return np.array([p[:, 0].mean() for p in points]), np.array([p[:, 1].mean() for p in points]), np.array(spreads)
 
 
 def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published: dict[str, dict[float, float]]) -> None:
     """Test accuracy of every method against `x(row)`: means over seeds, bars of one standard deviation.
 
     Args:
-        rows: as in neuron-sparsity.csv and weight-sparsity.csv.
+        rows: as in neuron-sparsity.csv and weight-sparsity.csv; those without an accuracy are left out.
         axis: the name of the horizontal axis, with its unit.
         published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
     """
-    methods = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "dense"))
+    rows = [row for row in rows if row["test_accuracy"] is not None]
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["method"]].append(row)
+    dense = np.array([100 * row["test_accuracy"] for row in groups.pop("dense", [])])
+    targets = {row["target"] for row in rows}
     with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.2, 4.0))
-        ends, heights = [], []
-        for index, method in enumerate(methods):
-            points = means([r for r in rows if r["method"] == method], x, lambda row: 100 * row["test_accuracy"])
-            places, centres, spreads = map(np.array, zip(*points, strict=True))
-            colour = COLOURS[index % len(COLOURS)]
-            axes.errorbar(
-                places, centres, spreads, color=colour, linestyle=LINES[index % len(LINES)], marker="o", ms=3, capsize=2
-            )
-            last = int(np.argmax(places))
-            ends.append((centres[last], scatter_label(method), colour))
-            heights += [*(centres - spreads), *(centres + spreads)]
-        dense = [100 * row["test_accuracy"] for row in rows if row["method"] == "dense"]
-        if dense:
-            axes.axhline(np.mean(dense), color="black", linewidth=0.9)
-            axes.axhspan(
-                np.mean(dense) - np.std(dense), np.mean(dense) + np.std(dense), color="black", alpha=0.08, linewidth=0
-            )
-            ends.append((float(np.mean(dense)), "dense", "black"))
-            heights += dense
+        figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
+        ends = []  # (place, height, label, colour) of every line's right end
+        for index, (method, group) in enumerate(groups.items()):
+            places, means, spreads = over_targets(group, x)
+            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+            axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, **style)
+            ends.append((places.max(), means[places.argmax()], NAMES.get(method, method), style["color"]))
         for method, line in published.items():
-            shown = {target: accuracy for target, accuracy in line.items() if target in {row["target"] for row in rows}}
-            axes.plot([100 * t for t in shown], list(shown.values()), color=QUIET, linewidth=0.8, linestyle=":")
-            if shown:
-                ends.append((list(shown.values())[-1], f"paper, {method}", QUIET))
-                heights += shown.values()
-        margin = 0.06 * (max(heights) - min(heights) + 1)
-        axes.set(xlabel=axis, ylabel="Test accuracy (%)", ylim=(min(heights) - margin, max(heights) + margin))
-        axes.set_xlim(
-            axes.get_xlim()[0],
-            max(point for line in axes.lines for point in np.atleast_1d(line.get_xdata())[-1:]) if methods else None,
-        )
-        label_ends(axes, ends)
+            shown = {100 * target: accuracy for target, accuracy in line.items() if target in targets}
+            if len(shown) > 1:
+                axes.plot(shown.keys(), shown.values(), color=QUIET, linewidth=0.8, linestyle=":")
+                ends.append((max(shown), shown[max(shown)], f"paper, {NAMES.get(method, method)}", QUIET))
+        if len(dense):
+            axes.axhline(dense.mean(), color="black", linewidth=0.9)
+            if len(dense) > 1:
+                band = dense.std(ddof=1)
+                axes.axhspan(dense.mean() - band, dense.mean() + band, color="black", alpha=0.08, linewidth=0)
+            ends.append((None, dense.mean(), "dense", "black"))
+        right = max((place for place, *_ in ends if place is not None), default=None)
+        axes.set(xlabel=axis, ylabel="Test accuracy (%)")
+        axes.set_xlim(right=right)
+        label_ends(axes, [end[1:] for end in ends if end[0] in (None, right)])
+        for place, height, label, colour in ends:
+            if place not in (None, right):
+                axes.annotate(label, (place, height), (4, 2), textcoords="offset points", color=colour, fontsize=8)
+        seeds = len({row["seed"] for row in rows})
+        spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bars: one standard deviation"
+        figure.suptitle(f"{title}: {spread}", x=0.01, ha="left", fontsize=10)
+        save(figure, path)
+
+
+def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
+    """What DS-Pruning decided in every run: a row of panels for each.
+
+    Args:
+        courses: label -> log (the controller's entries), steps (of the whole run), couplings (names), widths (left),
+            dense_widths.
+    """
+    with pyplot.rc_context(STYLE):
+        figure, grid = pyplot.subplots(len(courses), 3, figsize=(11.5, 2.5 * len(courses) + 0.4), squeeze=False)
+        for (label, course), (plan, groups, widths) in zip(courses.items(), grid, strict=True):
+            moments = [100 * entry["step"] / course["steps"] for entry in course["log"]]
+            ends = []
+            for name, colour, line in (("planned", QUIET, ":"), ("measured", COLOURS[0], "-")):
+                values = [100 * entry[name] for entry in course["log"]]
+                plan.plot(moments, values, color=colour, linestyle=line)
+                ends.append((values[-1], name, colour))
+            plan.set(xlabel="Training (%)", title=f"{label}: sparsity (%)", xlim=(0, moments[-1]))
+            label_ends(plan, ends)
+            ends = []
+            for index, name in enumerate(("chosen", "cut", "cut_dead_by_themselves")):
+                values = np.cumsum([entry[name] for entry in course["log"]])
+                groups.plot(moments, values, color=COLOURS[index], linestyle=LINES[index])
+                ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
+            groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
+            label_ends(groups, ends)
+            places = range(len(course["widths"]))
+            widths.bar(places, course["dense_widths"], color="#dddddd")
+            widths.bar(places, course["widths"], color=COLOURS[0])
+            widths.set(title="Channels left of each coupling", xticks=places, xticklabels=course["couplings"])
+            widths.tick_params(axis="x", rotation=90, labelsize=6)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)

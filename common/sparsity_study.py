@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -171,12 +172,51 @@ def summary(rows: list[dict]) -> str:
     return report.table(header.split(), cells)
 
 
+# Published test accuracy in per cent, read off the paper's figures.
+PAPER = {
+    ("Resnet18", "neuron-sparsity"): (92.8, 92.5, 91.8, 91.4, 90.8, 89.2, 86.3),
+    ("Resnet18", "weight-sparsity"): (93.0, 92.6, 92.1, 91.6, 91.4, 90.7, 88.5),
+    ("LeakyReLU", "neuron-sparsity"): (90.7, 90.0, 88.5, 88.0, 86.4, 83.8, 82.0),
+    ("LeakyReLU", "weight-sparsity"): (91.4, 90.9, 90.2, 91.0, 88.9, 86.4, 84.9),
+}
+PAPER_TARGETS = {
+    "neuron-sparsity": (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
+    "weight-sparsity": (0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98),
+}
+
+
+def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
+    """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
+    kind, title = STUDIES[settings.study], f"{settings.script}.py on {settings.dataset}"
+    paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
+    published = {}
+    if settings.dataset == "cifar10" and (settings.script, settings.study) in PAPER:
+        line = zip(PAPER_TARGETS[settings.study], PAPER[settings.script, settings.study], strict=True)
+        published = {"ds-pruning": dict(line)}
+    if all(row["method"] == "dense" for row in rows):
+        return []
+    axis = f"{kind.capitalize()} sparsity (%)"
+    report.tradeoff_figure(rows, paths[0], title, lambda row: 100 * row[f"{kind}_sparsity"], axis, published)
+    axis = "Inference FLOPs (% of dense)"
+    report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {})
+    if courses:
+        report.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
+    return paths if courses else paths[:2]
+
+
+def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
+    """What `report.course_figure` shows of a DS-Pruning run."""
+    found = {name: final["DSPruning"][name] for name in ("log", "couplings", "widths", "dense_widths")}
+    steps = settings.epochs * data.batches_per_epoch(len(dataset.train), settings.batch_size)
+    return {**found, "steps": steps}
+
+
 def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     """Trains every method at every sparsity, writes the CSV and the figures, prints a table; the exit status."""
     check(settings)
     dataset = data.load(settings)
     shared = {**accumulation.common_config(settings, dataset, network), "hold_out": settings.hold_out}
-    rows, failures, dense = [], [], {}
+    rows, failures, dense, courses = [], [], {}, {}
     for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
         for target in (0.0,) if method == "dense" else settings.sparsities:
             try:
@@ -187,6 +227,8 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
                 continue
             if method == "dense":
                 dense[seed] = final
+            if method == "ds-pruning" and seed == settings.seeds[0]:
+                courses[f"{target:.0%}"] = course_of(settings, dataset, final)
             rows.append(row_of(settings, dataset, final, dense.get(seed)))
     if rows:
         folder = settings.output_dir / settings.script
@@ -194,7 +236,9 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
         write_csv(folder / f"{settings.study}.csv", COLUMNS, rows)
         made = accumulation.provenance(shared)
         write_text(folder / f"{settings.study}.json", json.dumps(made, indent=1) + "\n")
+        paths = draw(settings, dataset, rows, courses, folder)
         print(f"\n{summary(rows)}\n\ntable: {folder / settings.study}.csv")
+        print("".join(f"figure: {path}\n" for path in paths), end="")
     for failure in failures:
         print(f"error: not finished: {failure}", file=sys.stderr)
     return 2 if failures else 0

@@ -247,6 +247,7 @@ class DSPruning(Callback):
             "log": self.log,
             "couplings": [coupling.name for coupling in self.groups.couplings],
             "widths": self.groups.widths.tolist(),
+            "dense_widths": [coupling.size for coupling in self.groups.couplings],
         }
 
     def restore(self, training: Training, state: dict):
