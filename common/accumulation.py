@@ -111,12 +111,12 @@ def grouped(rows: list[dict], key) -> dict[str, list[dict]]:
 
 
 def line_name(row: dict) -> str:
-    return label(row["learning_rate"], row["regularization"])
+    return label(row["learning_rate"], row["regularization"]).replace(" lambda", ", λ")
 
 
 def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
     """accumulation.png and accumulation-layers.png; returns their paths."""
-    what = f"{settings.script}.py on {settings.dataset}"
+    what = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
     shares = [
         share
@@ -201,7 +201,7 @@ def compare(settings: SimpleNamespace) -> list[Path]:
             report.epochs_figure(
                 {f"lr {rate:g}": lines for rate, lines in columns.items()},
                 drawn[-1],
-                f"{title} on {settings.dataset}",
+                f"{title} on {report.dataset_name(settings.dataset)}",
                 {f"lr {rate:g}": published_beside(members, rate) for rate in columns},
             )
     return drawn

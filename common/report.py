@@ -40,6 +40,10 @@ def save(figure, path: Path) -> None:
     pyplot.close(figure)
 
 
+def dataset_name(dataset: str) -> str:
+    return {"cifar10": "CIFAR-10", "digits": "8x8 digits"}.get(dataset, Path(dataset).name)
+
+
 def table(header: list[str], rows: list[list]) -> str:
     """Columns aligned, numbers to the right; every cell as `str` gives it."""
     cells = [header] + [[str(cell) for cell in row] for row in rows]

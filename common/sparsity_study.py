@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from common import accumulation, data, report, saved, sparsity
-from common.gradients import BatchNormPull, GradientClip
+from common.gradients import BatchNormPull
 from common.models import build
 from common.pruning import METHODS, NEEDS, Constants, Task
 from common.runs import Run, write_csv, write_text
@@ -91,7 +91,6 @@ def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target
     parts = [
         *METHODS[method](task),
         BatchNormPull(strength) if strength else None,
-        GradientClip(settings.gradient_clip) if settings.gradient_clip else None,
         Cost(dataset.example),
     ]
     label = f"{method} {target:g} seed {seed}" if target else f"{method} seed {seed}"
@@ -187,7 +186,7 @@ PAPER_TARGETS = {
 
 def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
-    kind, title = STUDIES[settings.study], f"{settings.script}.py on {settings.dataset}"
+    kind, title = STUDIES[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
     published = {}
     if settings.dataset == "cifar10" and (settings.script, settings.study) in PAPER:
@@ -215,7 +214,8 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     """Trains every method at every sparsity, writes the CSV and the figures, prints a table; the exit status."""
     check(settings)
     dataset = data.load(settings)
-    shared = {**accumulation.common_config(settings, dataset, network), "hold_out": settings.hold_out}
+    shared = accumulation.common_config(settings, dataset, network)
+    shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": settings.hold_out}
     rows, failures, dense, courses = [], [], {}, {}
     for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
         for target in (0.0,) if method == "dense" else settings.sparsities:
