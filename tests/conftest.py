@@ -27,7 +27,8 @@ def call(tmp_path, capsys, monkeypatch):
     from common import settings
 
     def run(script: str, flags: str = "", **places) -> tuple[int, str, str]:
-        places = {"dataset": "digits", "output_dir": tmp_path / "out", "run_dir": tmp_path / "state", **places}
+        images = {} if script == "Imagenet" else {"dataset": "digits"}
+        places = {**images, "output_dir": tmp_path / "out", "run_dir": tmp_path / "state", **places}
         given = [text for name, value in places.items() for text in ("--" + name.replace("_", "-"), str(value))]
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *given, *flags.split()])
         capsys.readouterr()

@@ -18,6 +18,7 @@ from common import runs
 from common.accumulation import COLUMNS
 from common.settings import UserError
 from tests.conftest import ROOT
+from tests.test_data import save_images
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")
 DOCUMENTED = (
@@ -223,8 +224,19 @@ def test_the_settings_behind_a_figure_are_kept_beside_it(call, tmp_path):
 
 
 def test_an_image_folder_trains_from_end_to_end(call, tmp_path):
-    from tests.test_data import save_images
-
     folder = save_images(tmp_path / "photos", count=8)
     status, _, _ = call("Resnet18", "--width 4 --epochs 1 --batch-size 4 --image-size 16", dataset=folder)
     assert status == 0
+
+
+def test_imagenet_watches_a_resnet50_on_a_folder(call, tmp_path):
+    folder = save_images(tmp_path / "photos", ("train", "val"), count=8)
+    flags = "--width 4 --epochs 1 --batch-size 8 --image-size 32"
+    status, _, _ = call("Imagenet", flags, data_dir=folder)
+    assert status == 0
+    (row,) = rows(tmp_path / "out/Imagenet/accumulation.csv")
+    assert int(row["units"]) == 4 + (3 * 6 + 4 * 12 + 6 * 24 + 3 * 48) * 4  # stem, then 1 + 1 + 4 widths a block
+    status, _, error = call("Imagenet", flags, data_dir=tmp_path / "nowhere")
+    assert status == 2
+    assert "nowhere" in error
+    assert error.count("\n") == 1
