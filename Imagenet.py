@@ -6,6 +6,8 @@ The images are read once and held in memory at IMAGE_SIZE; a folder that does no
 Every constant below is also a flag, see --help.
 """
 
+from pathlib import Path
+
 from common import accumulation, settings
 
 STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
@@ -35,6 +37,8 @@ WORKERS = 2  # threads that read the images
 
 def main() -> int:
     constants = settings.read(globals(), studies=("accumulation",))
+    if not Path(constants.data_dir).is_dir():
+        raise settings.UserError(f"DATA_DIR: got {constants.data_dir!r}, takes a folder with train/ and val/")
     constants.dataset = constants.data_dir
     return accumulation.study(constants, "resnet50")
 
