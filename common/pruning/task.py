@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common import sparsity
+from common import data, sparsity
 from common.groups import Groups
 from common.settings import UserError
+
+
+class Unreachable(UserError):
+    """A target that a method cannot reach without emptying a layer: one run's result, no reason to stop the others."""
 
 
 @dataclass
@@ -16,6 +20,7 @@ class Task:
 
     target: in [0, 1). measure: `neuron` or `weight` sparsity. multiple: what widths in memory are padded to.
     needs: what the final.pt of the method that this one needs holds (`NEEDS`), or None.
+    dataset: what the network is trained on, for methods that look at it beforehand.
     """
 
     target: float
@@ -24,6 +29,7 @@ class Task:
     multiple: int
     settings: object
     needs: dict | None = None
+    dataset: data.Dataset | None = None
     cuts: list[dict] = field(default_factory=list)
 
     def curve(self, groups: Groups, order: Tensor) -> Tensor:
@@ -48,10 +54,10 @@ class Task:
         return prices
 
     def check(self, groups: Groups) -> None:
-        """Raises UserError when the target cannot be reached with one channel left in every coupling."""
+        """Raises Unreachable when the target cannot be reached with one channel left in every coupling."""
         most = self.curve(groups, within_floor(groups, spread_order(groups, None), 0.0))[-1].item()
         if self.target > most:
-            raise UserError(
+            raise Unreachable(
                 f"SPARSITIES: got {self.target:g}, but this network cannot lose more than {most:.4f} of its "
                 f"{'units' if self.measure == 'neuron' else 'weights'} without losing a whole layer"
             )
