@@ -1,0 +1,121 @@
+"""What pruning pays: the time of a whole DS-Pruning run and of inference, over those of the dense network.
+
+    python benchmarks/pruning.py --width 64 --images 2560      CIFAR-10 in data/; about 10 minutes on two cores
+    python benchmarks/pruning.py --dataset digits --width 16   seconds, for a look
+
+A dense run, a pruned run and another dense run of the same examples follow each other in one process, at the epochs,
+batch size and constants of the `cpu` protocol on a part of the training images; so do the timings of inference. Then
+one training step of the cut network is timed with its padding and without. Prints one JSON line of ratios.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from common import data, settings, sparsity, training
+from common.pruning import Constants, DSPruning, Task
+from common.sparsity_study import inference_speedup
+
+MULTIPLE = {"cpu": 16, "cuda": 8}
+
+
+def train(options, constants, dataset, network: dict, target: float) -> tuple[float, training.Training]:
+    """Seconds of all training steps, and the run: dense, or pruned to `target` on the way."""
+    run = training.start(constants, dataset, network, 0.1, 0, cuts=True)
+    meters, watching = training.Meters(run.device), training.Watching(run.model, dataset.example.to(run.device))
+    run.watch = watching.watch
+    task = Task(target, "neuron", 0, MULTIPLE[run.device.type], SimpleNamespace(activation="relu"))
+    pruning = [DSPruning(task, Constants())] if target else []
+    for callback in pruning:
+        callback.prepare(run)
+    seconds = []
+
+    class Clock(training.Callback):
+        def on_epoch_end(self, run):
+            seconds.append(run.row["seconds"])
+
+    augmentation = settings.PROTOCOLS["cpu"]["augmentation"]
+    training.train(
+        run,
+        lambda epoch: data.batches(dataset, constants.batch_size, 0, epoch, augmentation),
+        [meters, *pruning, watching, Clock()],
+    )
+    return sum(seconds), run
+
+
+def step_seconds(run: training.Training, model, inputs, labels, steps: int = 5) -> float:
+    times = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        with run.autocast():
+            loss = functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        if run.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--images", type=int, default=2560, help="training images used")
+    parser.add_argument("--sparsity", type=float, default=0.8, help="neuron sparsity")
+    options = parser.parse_args()
+    device = settings.pick_device(options.device)
+    constants = SimpleNamespace(
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        device=device,
+        precision=settings.pick_precision("auto", device),
+        batch_size=128,
+        epochs=options.epochs,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="one-cycle",
+    )
+    dataset = data.load(constants)
+    dataset.train = data.Split(dataset.train.images[: options.images], dataset.train.labels[: options.images])
+    channels = dataset.example.shape[1]
+    network = {"name": "resnet18", "classes": len(dataset.classes), "channels": channels, "width": options.width}
+
+    before, dense = train(options, constants, dataset, network, 0.0)
+    pruned_seconds, pruned = train(options, constants, dataset, network, options.sparsity)
+    after, _ = train(options, constants, dataset, network, 0.0)
+
+    small = pruned.groups.compact(pruned.model)
+    inputs, labels = next(data.batches(dataset, 128, 0, 0, ()))
+    padded_step = step_seconds(pruned, pruned.model.train(), inputs, labels)
+    compact_step = step_seconds(pruned, small.train(), inputs, labels)
+    dense_step = step_seconds(dense, dense.model.train(), inputs, labels)
+    size, full = sparsity.measure(small, dataset.example), sparsity.measure(dense.model, dataset.example)
+    facts = {
+        "device": device.type,
+        "precision": constants.precision,
+        "threads": torch.get_num_threads(),
+        "width": options.width,
+        "neuron_sparsity": size.neuron_sparsity(full),
+        "flops_over_dense": size.flops / full.flops,
+        "training_time_over_dense": 2 * pruned_seconds / (before + after),
+        "dense_runs_ratio": after / before,
+        "step_padded_over_dense": padded_step / dense_step,
+        "step_unpadded_over_dense": compact_step / dense_step,
+        "inference_speedup": inference_speedup(dense.model.eval(), small.eval(), constants, dataset.example),
+    }
+    print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()}))
+
+
+if __name__ == "__main__":
+    main()
