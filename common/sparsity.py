@@ -41,14 +41,18 @@ def measure(model: nn.Module, image: Tensor, densities: dict[str, float] | None 
     masked = {name: 1 - density for name, density in (densities or {}).items()}
     weights = {name: m.weight.numel() for name, m in model.named_modules() if isinstance(m, WEIGHTED)}
     zeros = round(sum(share * weights[name] for name, share in masked.items()))
-    flops = layer_flops(model, image)
-    saved = sum(share * flops[name] for name, share in masked.items())
     return Size(
         units=sum(units(model, image).values()),
         weights=sum(weights.values()) - zeros,
         parameters=sum(p.numel() for p in model.parameters()) - zeros,
-        flops=round(flops[""] - saved),
+        flops=forward_flops(model, image, densities),
     )
+
+
+def forward_flops(model: nn.Module, image: Tensor, densities: dict[str, float] | None = None) -> int:
+    """FLOPs of one forward pass per example; a masked layer counts by its density."""
+    flops = layer_flops(model, image)
+    return round(flops[""] - sum((1 - density) * flops[name] for name, density in (densities or {}).items()))
 
 
 def layer_flops(model: nn.Module, image: Tensor) -> dict[str, int]:

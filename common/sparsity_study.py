@@ -13,7 +13,8 @@ from torch import nn
 from common import accumulation, data, report, saved, sparsity
 from common.gradients import BatchNormPull
 from common.models import build
-from common.pruning import METHODS, NEEDS, Constants, Task
+from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
+from common.pruning.task import Unreachable
 from common.runs import Run, write_csv, write_text
 from common.settings import UserError
 from common.training import Callback, Diverged, Training, fit
@@ -41,16 +42,18 @@ STUDIES = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
 
 
 class Cost(Callback):
-    """Training FLOPs: 3 x those of a forward pass, for every example, at the widths that the network has then."""
+    """Training FLOPs: 3 x those of a forward pass, for every example, at the widths and densities of that moment."""
 
     def __init__(self, example: torch.Tensor):
         self.example = example
-        self.flops, self.version, self.forward = 0, None, 0
+        self.flops, self.known, self.forward = 0, None, 0
 
     def on_step(self, training: Training):
-        if training.groups.version != self.version:
-            self.version = training.groups.version
-            self.forward = sparsity.layer_flops(training.groups.compact(training.model), self.example)[""]
+        known = training.groups.version, training.densities
+        if known != self.known:
+            self.known = known
+            small = training.groups.compact(training.model)
+            self.forward = sparsity.forward_flops(small, self.example, training.densities)
         self.flops += 3 * self.forward * len(training.labels)
 
     def state(self) -> dict:
@@ -65,6 +68,11 @@ def check(settings: SimpleNamespace) -> None:
     for method in settings.methods:
         if method not in METHODS:
             raise UserError(f"METHODS: got {method!r}, takes any of {', '.join(METHODS)}")
+        if settings.study == "neuron-sparsity" and method in UNSTRUCTURED:
+            raise UserError(
+                f"METHODS: got {method!r}, which removes single weights and no units; takes any of "
+                f"{', '.join(m for m in METHODS if m not in UNSTRUCTURED)}, or STUDY weight-sparsity"
+            )
     if settings.warmup >= settings.settle:
         raise UserError(f"SETTLE: got {settings.settle:g}, takes a moment after WARMUP, {settings.warmup:g}")
     if len(settings.regularization) > 1:
@@ -75,7 +83,7 @@ def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target
     """One run of one method, and before it the run whose result it needs; returns what final.pt holds."""
     needs = train_one(settings, dataset, shared, NEEDS[method], target, seed) if method in NEEDS else None
     multiple = {"cpu": 16, "cuda": 8}[settings.device.type]
-    task = Task(target, STUDIES[settings.study], seed, multiple, settings, needs)
+    task = Task(target, STUDIES[settings.study], seed, multiple, settings, needs, dataset)
     rate, strength = settings.pruning_learning_rate, settings.regularization[0]
     config = {
         **shared,
@@ -88,6 +96,8 @@ def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target
     config["regularization"] = strength
     if "ds-pruning" in (method, NEEDS.get(method)):
         config["constants"] = vars(Constants.of(settings))
+    elif method == "magnitude":  # along the same plan
+        config["constants"] = {"warmup": settings.warmup, "settle": settings.settle}
     parts = [
         *METHODS[method](task),
         BatchNormPull(strength) if strength else None,
@@ -125,7 +135,8 @@ def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
     config = final["config"]
     model, dense = saved.rebuild(final, f"the run of {config['method']}"), build(final["network"])
     dense = dense.to(memory_format=torch.channels_last).eval()
-    size, full = sparsity.measure(model, dataset.example), sparsity.measure(dense, dataset.example)
+    size = sparsity.measure(model, dataset.example, final.get("Masked", {}).get("densities"))
+    full = sparsity.measure(dense, dataset.example)
     seconds = sum(row["seconds"] for row in final["rows"])
     examples = settings.epochs * len(dataset.train)
     return {
@@ -151,19 +162,25 @@ def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
     }
 
 
+def empty_row(settings, method: str, target: float, seed: int) -> dict:
+    """The row of a run that cannot reach its target: nothing measured."""
+    known = {"script": settings.script, "method": method, "target": target, "seed": seed, "width": settings.width}
+    return dict.fromkeys(COLUMNS) | known | {"device": settings.device.type}
+
+
+def shown(value: float | None, scale: float, decimals: int) -> str:
+    return "-" if value is None else f"{scale * value:.{decimals}f}"
+
+
 def summary(rows: list[dict]) -> str:
     cells = [
         [
             row["method"],
             f"{row['target']:g}",
             row["seed"],
-            f"{100 * row['neuron_sparsity']:.2f}",
-            f"{100 * row['weight_sparsity']:.2f}",
-            f"{100 * row['test_accuracy']:.2f}",
-            f"{row['inference_flops_ratio']:.3f}",
-            f"{row['training_flops_ratio']:.3f}",
-            "-" if row["training_speedup"] is None else f"{row['training_speedup']:.2f}",
-            f"{row['inference_speedup']:.2f}",
+            *(shown(row[name], 100, 2) for name in ("neuron_sparsity", "weight_sparsity", "test_accuracy")),
+            *(shown(row[name], 1, 3) for name in ("inference_flops_ratio", "training_flops_ratio")),
+            *(shown(row[name], 1, 2) for name in ("training_speedup", "inference_speedup")),
         ]
         for row in rows
     ]
@@ -225,6 +242,10 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
                 failures.append(f"{method} {target:g} seed {seed}: {error}")
                 print(f"error: {failures[-1]}", file=sys.stderr)
                 continue
+            except Unreachable as error:
+                failures.append(f"{method} {target:g} seed {seed}: {error}")
+                rows.append(empty_row(settings, method, target, seed))
+                continue
             if method == "dense":
                 dense[seed] = final
             if method == "ds-pruning" and seed == settings.seeds[0]:
@@ -236,7 +257,7 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
         write_csv(folder / f"{settings.study}.csv", COLUMNS, rows)
         made = accumulation.provenance(shared)
         write_text(folder / f"{settings.study}.json", json.dumps(made, indent=1) + "\n")
-        paths = draw(settings, dataset, rows, courses, folder)
+        paths = draw(settings, dataset, [row for row in rows if row["test_accuracy"] is not None], courses, folder)
         print(f"\n{summary(rows)}\n\ntable: {folder / settings.study}.csv")
         print("".join(f"figure: {path}\n" for path in paths), end="")
     for failure in failures:

@@ -39,6 +39,7 @@ class Training:
     logits: Tensor | None = None
     labels: Tensor | None = None
     groups: Groups | None = None  # where channels may be cut out
+    densities: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that masks keep
     watch: units.UnitWatch | None = None
     counts: units.Counts | None = None  # of the epoch before
     row: dict = field(default_factory=dict)  # what is measured of the epoch that ends

@@ -1,0 +1,259 @@
+"""Pruning by a score: magnitude, SNAP, CroPit-S, and the two of them early in training.
+
+*What* to remove is a criterion: a function of network, groups and batches to a score for each unit, small where
+removal costs little. `combine` makes one score a group of them; *where* is an order of all groups by that score;
+`prune` cuts the first of them, as many as the target asks for. *When* is one of three callbacks, *in how many rounds* a
+list of targets.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common import data
+from common.groups import WEIGHTED, Groups, bare_copy
+from common.models import activation_layers, conv_and_linear
+from common.pruning.ds_pruning import cubic_plan
+from common.pruning.task import Task, within_floor
+from common.settings import UserError
+from common.training import Callback, Training
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # inputs [B, C, H, W] and labels [B]
+Criterion = Callable[[nn.Module, Groups, Batches], dict[str, Tensor]]  # layer -> a score for each channel, [channels]
+Order = Callable[[Groups, Tensor], Tensor]  # groups and their scores [G] -> the candidates, first to go first
+
+SCORING_BATCHES = 8  # training batches behind a score: one alone, the papers' least, leaves it noisy
+ROUNDS = 5  # of CroPit-S
+LOOKS = 20  # cuts of a gradual method from WARMUP to SETTLE
+
+# What: criteria. They may change the network they get, a copy.
+
+
+def magnitude(network: nn.Module, groups: Groups, batches: Batches) -> dict[str, Tensor]:
+    """The L2 norm of each filter (Li et al. 2017, arXiv 1608.08710) over the mean norm of its layer.
+
+    Layers that add into one stream differ in scale for no reason of importance, as batch norm undoes it; the division
+    (of Fang et al. 2023) gives each the same say.
+    """
+    scores = {}
+    for name, module in network.named_modules():
+        if isinstance(module, WEIGHTED):
+            norms = module.weight.detach().flatten(1).norm(dim=1)
+            alive = groups.alive_channels(name).to(norms.device)
+            scores[name] = norms * alive.sum() / norms.sum().clamp(min=torch.finfo(norms.dtype).tiny)
+    return scores
+
+
+def gate(network: nn.Module, groups: Groups) -> dict[str, Tensor]:
+    """Multiplies what each activation layer puts out by a gate of 1 a channel, for good: layer -> gates [channels]."""
+    weight = next(network.parameters())
+    gates, modules = {}, activation_layers(network)
+    for name in groups.layer_units:
+        gates[name] = weight.new_ones(len(groups.channels(name)), requires_grad=True)
+
+        def multiply(_module: nn.Module, _inputs: tuple, output: Tensor, gate: Tensor = gates[name]) -> Tensor:
+            return output * gate.view(1, -1, *[1] * (output.dim() - 2))
+
+        modules[name].register_forward_hook(multiply)
+    return gates
+
+
+def snap(network: nn.Module, groups: Groups, batches: Batches) -> dict[str, Tensor]:
+    """SNAP (Verdenius et al. 2020, arXiv 2006.00896): |dL/dgate| of a gate of 1 on every unit, summed over batches."""
+    gates = gate(network, groups)
+    scores = {name: torch.zeros_like(values) for name, values in gates.items()}
+    for inputs, labels in batches:
+        loss = functional.cross_entropy(network(inputs), labels)
+        slopes = torch.autograd.grad(loss, list(gates.values()))
+        for score, slope in zip(scores.values(), slopes, strict=True):
+            score += slope.abs()
+    return scores
+
+
+def cropit(network: nn.Module, groups: Groups, batches: Batches) -> dict[str, Tensor]:
+    """CroPit-S (Rachwan et al. 2022, arXiv 2206.10451): |d(g . grad L)/dgate|, the effect of a unit on gradient flow.
+
+    L is the mean loss over the batches, grad its gradient in the weights of convolutions and linear layers, g that
+    gradient held constant. Exact, by a second backward pass through the first.
+    """
+    gates, batches = gate(network, groups), list(batches)
+    weights = [module.weight for module in conv_and_linear(network)]
+
+    def slopes(inputs: Tensor, labels: Tensor, again: bool) -> tuple[Tensor, ...]:
+        loss = functional.cross_entropy(network(inputs), labels) / len(batches)
+        return torch.autograd.grad(loss, weights, create_graph=again)
+
+    held = [torch.zeros_like(weight) for weight in weights]
+    for inputs, labels in batches:
+        torch._foreach_add_(held, slopes(inputs, labels, again=False))
+    changes = [torch.zeros_like(values) for values in gates.values()]
+    for inputs, labels in batches:
+        flow = sum((g * slope).sum() for g, slope in zip(held, slopes(inputs, labels, again=True), strict=True))
+        torch._foreach_add_(changes, torch.autograd.grad(flow, list(gates.values())))
+    return {name: change.abs() for name, change in zip(gates, changes, strict=True)}
+
+
+# From units to groups, from groups to a cut.
+
+
+def combine(groups: Groups, scores: dict[str, Tensor]) -> Tensor:
+    """Layer -> [channels] to [G], on the CPU: the mean over a group's channels.
+
+    The mean, as removing a group of five units brings five times as much sparsity as removing one: by their sum, the
+    residual stream would never be touched.
+    """
+    scores = {name: values.detach().double().cpu() for name, values in scores.items() if name in groups.outputs}
+    count = groups.total({name: torch.ones_like(values) for name, values in scores.items()})
+    return groups.total(scores) / count.clamp(min=1)
+
+
+def lowest_first(groups: Groups, score: Tensor) -> Tensor:
+    """All candidates, those with the lowest score [G] in the whole network first."""
+    order = torch.argsort(score, stable=True)
+    return order[groups.candidates[order]]
+
+
+def lowest_of_each_first(groups: Groups, score: Tensor) -> Tensor:
+    """All candidates, the lowest of each coupling first, so that every coupling loses the same share at any time."""
+    place = torch.empty_like(score)
+    for coupling in groups.couplings:
+        part = score[coupling.slice].where(groups.alive[coupling.slice], -torch.inf)  # what is gone counts as lost
+        place[coupling.slice] = (part.argsort(stable=True).argsort() + 0.5) / coupling.size
+    return lowest_first(groups, place)
+
+
+def scoring_batches(task: Task, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """SCORING_BATCHES batches as in training, always the same for the same seed and number; made when asked for."""
+    settings, seed = task.settings, data.stream(task.seed, "scoring batches", 0)
+    batches = data.batches(task.dataset, settings.batch_size, seed, number, settings.augmentation)
+    return islice(batches, SCORING_BATCHES)
+
+
+def check_scoring(task: Task) -> None:
+    """Raises UserError where there are too few training images for the scoring batches."""
+    size, count = task.settings.batch_size, len(task.dataset.train)
+    if count < SCORING_BATCHES * size:
+        raise UserError(
+            f"BATCH_SIZE: got {size}, but scores are taken over {SCORING_BATCHES} batches and there are {count} "
+            f"training images; takes at most {count // SCORING_BATCHES} here"
+        )
+
+
+def prune(
+    training: Training, task: Task, criterion: Criterion, target: float, number: int, order: Order = lowest_first
+) -> None:
+    """Cuts the groups that come first until the network is as sparse as `target`.
+
+    The score is taken in fp32 and in training mode on a copy, whose batch-norm statistics may be spoilt and whose
+    passes no unit watch sees. No floor: a layer may fall to one channel.
+    """
+    groups = training.groups
+    score = combine(groups, criterion(bare_copy(training.model).train(), groups, scoring_batches(task, number)))
+    chosen = task.first(groups, within_floor(groups, order(groups, score), 0.0), target)
+    groups.cut(training.model, training.optimizer, chosen, task.multiple)
+
+
+# In how many rounds.
+
+
+def halving(target: float, rounds: int) -> list[float]:
+    """Targets that halve the distance to the goal each, the last of them the goal."""
+    return [target * (1 - 0.5**number) for number in range(1, rounds)] + [target]
+
+
+# When.
+
+
+class Scored(Callback):
+    """What the three below have in common: a task and a criterion, both checked before anything is trained."""
+
+    def __init__(self, task: Task, criterion: Criterion):
+        self.task, self.criterion = task, criterion
+
+    def prepare(self, training: Training):
+        self.task.check(training.groups)
+        if self.criterion is not magnitude:  # which looks at the weights only
+            check_scoring(self.task)
+
+
+class AtStart(Scored):
+    """Before the first step, a cut for each of the targets."""
+
+    def __init__(self, task: Task, criterion: Criterion, targets: Sequence[float]):
+        super().__init__(task, criterion)
+        self.targets = targets
+
+    def on_start(self, training: Training):
+        for number, target in enumerate(self.targets):
+            prune(training, self.task, self.criterion, target, number)
+
+
+class Gradually(Scored):
+    """LOOKS cuts from WARMUP to SETTLE, along the plan of DS-Pruning, of the same share of every coupling.
+
+    (A ranking of filter norms over all layers, raw, by the mean of a layer or by its size, leaves some layers a single
+    channel: on the digits at 75 and 90 % neuron sparsity it costs 12 to 45 points of accuracy, three seeds each.)
+    """
+
+    def prepare(self, training: Training):
+        super().prepare(training)
+        settings, steps = self.task.settings, training.total_steps
+        self.last = max(1, round(settings.settle * steps))
+        self.first = min(round(settings.warmup * steps), self.last - 1)
+        self.interval = max(1, (self.last - self.first) // LOOKS)
+
+    def on_step(self, training: Training):
+        step = training.epoch * training.steps_per_epoch + training.step
+        if self.first < step <= self.last and (self.last - step) % self.interval == 0:
+            due = cubic_plan(step, self.first, self.last, self.task.target)
+            prune(training, self.task, self.criterion, due, step, lowest_of_each_first)
+
+
+def pruning_epoch(distances: Sequence[float], target: float, epochs: int) -> int | None:
+    """The number of finished epochs after which to prune early (Rachwan et al. 2022), or None while it is too soon.
+
+    Args:
+        distances: d_1, d_2, ..., the relative change of the weights in each finished epoch.
+        target: sparsity in [0, 1). From 0.9 on the threshold is not positive: then the latest moment it is.
+        epochs: of the whole training, whose first third the moment lies in.
+    """
+    latest = epochs // 3
+    for epoch in range(2, min(len(distances), latest) + 1):
+        now, before = distances[epoch - 1], distances[epoch - 2]
+        if abs(now - before) < distances[0] * min(0.9 - target, 0.99):
+            return epoch
+    return latest if len(distances) >= latest else None
+
+
+class AtEarlyEpoch(Scored):
+    """One cut, at the beginning of the first epoch by which the weights have settled."""
+
+    def __init__(self, task: Task, criterion: Criterion):
+        super().__init__(task, criterion)
+        self.weights: list[Tensor] = []  # of the epoch before, while it is too soon
+        self.distances: list[float] = []
+        self.pruned_after: int | None = None  # epochs
+
+    def on_epoch_start(self, training: Training):
+        if self.pruned_after is not None:
+            return
+        weights = [module.weight.detach().clone() for module in conv_and_linear(training.model)]
+        if self.weights:
+            moved = torch._foreach_sub(weights, self.weights)
+            change, whole = (torch.stack(torch._foreach_norm(parts)).norm() for parts in (moved, self.weights))
+            self.distances.append((change / whole).item())
+        self.weights = weights
+        if pruning_epoch(self.distances, self.task.target, training.epochs) is not None:
+            prune(training, self.task, self.criterion, self.task.target, training.epoch)
+            training.watch.follow(training.groups)  # it counts before the first step ends
+            self.weights, self.pruned_after = [], training.epoch
+
+    def state(self) -> dict:
+        return {"weights": self.weights, "distances": self.distances, "pruned_after": self.pruned_after}
+
+    def restore(self, training: Training, state: dict):
+        self.weights = [weight.to(training.device) for weight in state["weights"]]
+        self.distances, self.pruned_after = state["distances"], state["pruned_after"]

@@ -1,0 +1,252 @@
+"""Every score against its definition, every moment against its formula, and whole runs that end at their target."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from common import models, runs, sparsity, training
+from common.groups import bare_copy, find_groups
+from common.pruning import METHODS, UNSTRUCTURED, scores
+from common.pruning.task import Task
+from common.saved import load_network
+
+IMAGE = torch.zeros(1, 1, 8, 8)
+
+
+def network(activation="relu", dtype=torch.float64):
+    torch.manual_seed(0)
+    model = models.resnet18(10, channels=1, width=4, activation=activation).to(dtype)
+    with torch.no_grad():  # shifts and scales of their own, so that no derivative is 0 by symmetry
+        for norm in models.batch_norms(model):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.uniform_(-0.5, 0.5)
+    return model, find_groups(model, IMAGE)
+
+
+def batches(count=2, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 12, 1, 8, 8, generator=generator, dtype=dtype)
+    return [(image, torch.randint(10, (12,), generator=generator)) for image in images]
+
+
+def with_gate(model, layer, channel, value):
+    """A copy of the network that multiplies one unit's output by `value`."""
+    twin = bare_copy(model).train()
+
+    def multiply(_module, _inputs, output):
+        gates = torch.ones(output.shape[1], dtype=output.dtype)
+        gates[channel] = value
+        return output * gates[:, None, None]
+
+    models.activation_layers(twin)[layer].register_forward_hook(multiply)
+    return twin
+
+
+def loss_of(model, batch):
+    return functional.cross_entropy(model(batch[0]), batch[1])
+
+
+UNITS = [("act", 1), ("layer1.0.act1", 2), ("layer2.0.act2", 5), ("layer4.1.act2", 30)]
+
+
+# Scores
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu", "swish"])
+def test_snap_is_the_derivative_of_the_loss_in_a_gate_on_the_unit(activation):
+    model, groups = network(activation)
+    found = scores.snap(bare_copy(model).train(), groups, batches())
+    assert {name: len(values) for name, values in found.items()} == groups.layer_units
+    for layer, channel in UNITS:
+        slope = 0.0
+        for batch in batches():
+            above, below = (loss_of(with_gate(model, layer, channel, 1 + h), batch).item() for h in (1e-6, -1e-6))
+            slope += abs(above - below) / 2e-6
+        assert found[layer][channel] == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky-relu", "swish"])
+def test_cropit_is_the_derivative_of_the_gradient_flow_in_a_gate_on_the_unit(activation):
+    model, groups = network(activation)
+
+    def gradient(twin):
+        """Of the mean loss over the batches, in all convolutions' and linear layers' weights."""
+        weights = [module.weight for module in models.conv_and_linear(twin)]
+        loss = sum(loss_of(twin, batch) for batch in batches()) / 2
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)])
+
+    held = gradient(with_gate(model, *UNITS[0], 1.0))
+    found = scores.cropit(bare_copy(model).train(), groups, batches())
+    for layer, channel in UNITS:
+        above, below = (held @ gradient(with_gate(model, layer, channel, 1 + h)) for h in (1e-6, -1e-6))
+        assert found[layer][channel] == pytest.approx(abs(above - below).item() / 2e-6, rel=1e-4)
+
+
+def test_magnitude_ranks_the_filters_of_a_layer_by_their_l2_norm():
+    model, groups = network()
+    found = scores.magnitude(model, groups, [])["layer1.0.conv1"]
+    norms = [model.layer1[0].conv1.weight[c].square().sum().sqrt().item() for c in range(4)]
+    assert found.argsort().tolist() == sorted(range(4), key=norms.__getitem__)
+
+
+def test_the_score_of_a_group_is_the_mean_over_its_units():
+    _, groups = network()
+    given = {name: torch.rand(count, dtype=torch.float64) for name, count in groups.layer_units.items()}
+    combined = scores.combine(groups, given)
+    stream = groups.couplings[0]
+    for number in range(stream.start, stream.start + stream.size):
+        mine = [given[name][groups.channels(name) == number] for name in given]
+        assert combined[number] == pytest.approx(torch.cat(mine).mean().item())
+    assert groups.units[stream.start] == 3
+
+
+def test_of_each_coupling_the_lowest_go_first_and_the_same_share_of_all():
+    _, groups = network()
+    score = torch.rand(len(groups), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left = groups.alive.clone()
+    left[scores.lowest_of_each_first(groups, score)[: len(groups) // 2]] = False
+    for coupling in groups.couplings:
+        stays = left[coupling.slice]
+        assert int(stays.sum()) * 2 == coupling.size
+        assert score[coupling.slice][stays].min() > score[coupling.slice][~stays].max()
+    assert scores.lowest_first(groups, score).tolist() == score.argsort().tolist()
+
+
+# How much, in how many rounds, when
+
+
+def test_the_rounds_halve_the_distance_to_the_goal():
+    assert scores.halving(0.8, 5) == pytest.approx([0.4, 0.6, 0.7, 0.75, 0.8])
+
+
+RECORDED = [1.0, 0.5, 0.35, 0.3, 0.29, 0.29]
+
+
+@pytest.mark.parametrize(
+    ("target", "epoch"),
+    [
+        (0.3, 2),  # |d_2 - d_1| = 0.5 < 0.6
+        (0.5, 3),  # 0.5 is not below 0.4, 0.15 is
+        (0.8, 4),  # 0.15 is not below 0.1, 0.05 is
+        (0.895, 6),  # 0.01 is not below 0.005, 0 is
+        (0.9, 10),  # the threshold is 0: nothing is below it
+        (0.97, 10),  # and here it is negative
+    ],
+)
+def test_early_pruning_fires_where_the_formula_says(target, epoch):
+    recorded = RECORDED + [0.29] * 10
+    moments = [scores.pruning_epoch(recorded[:count], target, 30) for count in range(17)]
+    assert moments == [None] * epoch + [epoch] * (17 - epoch)
+
+
+def test_early_pruning_comes_by_a_third_of_training_at_the_latest():
+    restless = [2.0**epoch for epoch in range(40)]
+    for epochs in (1, 2, 3, 10, 30, 31):
+        found = [scores.pruning_epoch(restless[:count], 0.5, epochs) for count in range(epochs)]
+        assert next(epoch for epoch in found if epoch is not None) == epochs // 3
+
+
+def test_the_distance_is_the_relative_change_of_the_weights_in_an_epoch():
+    model, groups = network()
+    callback = scores.AtEarlyEpoch(Task(0.5, "neuron", 0, 1, None), scores.snap)
+    run = SimpleNamespace(model=model, groups=groups, epochs=300, epoch=0)
+    for factor in (1.0, 1.5, 0.8):
+        with torch.no_grad():
+            for module in models.conv_and_linear(model):
+                module.weight *= factor
+        callback.on_epoch_start(run)
+    assert callback.distances == pytest.approx([0.5, 0.2])
+
+
+# Whole runs
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_scoring_leaves_no_trace_in_network_watch_and_batches(call, tmp_path):
+    """Pruned to a sparsity of 0 before the first step, training is the dense one to the last bit."""
+    call("Resnet18", "--study neuron-sparsity --sparsities 0 --epochs 1 --hold-out 1000 --methods dense snap cropit-s")
+    finals = [runs.load(path) for path in tmp_path.glob("state/**/final.pt")]
+    assert len(finals) == 3
+    for final in finals:
+        assert all(torch.equal(final["model"][name], finals[0]["model"][name]) for name in final["model"])
+        assert torch.equal(final["counts"]["fired"], finals[0]["counts"]["fired"])
+
+
+RIVALS = [name for name in METHODS if name not in ("dense", "random", "scratch", "ds-pruning", *UNSTRUCTURED)]
+
+
+@pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity"])
+def test_every_structured_method_ends_at_its_target_on_the_network_that_is_saved(call, tmp_path, study):
+    flags = f"--study {study} --sparsities 0.8 --epochs 3 --hold-out 1000 --methods {' '.join(RIVALS)}"
+    assert call("Resnet18", flags)[::2] == (0, "")
+    dense = models.resnet18(10, channels=1, width=8)
+    groups, whole = find_groups(dense, IMAGE), sparsity.measure(dense, IMAGE)
+    measure = study.split("-")[0]
+    price = Task(0.5, measure, 0, 1, None).price(groups).max().item()
+    price /= whole.units if measure == "neuron" else whole.weights
+    found = {(row["method"], float(row["target"])): row for row in rows(tmp_path / "out/Resnet18" / f"{study}.csv")}
+    assert found.keys() == {(method, 0.8) for method in RIVALS}
+    for path in tmp_path.glob("state/**/final.pt"):
+        config = runs.load(path)["config"]
+        size, row = sparsity.measure(load_network(path), IMAGE), found[config["method"], config["target"]]
+        assert size.flops == int(row["inference_flops"])
+        got = size.neuron_sparsity(whole) if measure == "neuron" else size.weight_sparsity(whole)
+        assert float(row[f"{measure}_sparsity"]) == pytest.approx(got)
+        assert 0 <= got - config["target"] < price
+
+
+def interrupted_after(epoch, monkeypatch):
+    """Stops a run as Ctrl-C does, when that epoch's checkpoint is on the disk."""
+    whole = training.Keeping.on_epoch_end
+
+    def stop(self, run):
+        whole(self, run)
+        if run.epoch == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Keeping, "on_epoch_end", stop)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])  # before and after the network is cut
+def test_an_early_pruning_run_that_was_interrupted_ends_as_if_untouched(call, tmp_path, monkeypatch, epoch):
+    flags = "--study neuron-sparsity --sparsities 0.95 --epochs 6 --methods earlysnap --hold-out 1100"
+    assert call("Resnet18", flags, run_dir=tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupted_after(epoch, patch)
+        assert call("Resnet18", flags)[0] == 130
+    assert call("Resnet18", flags)[0] == 0
+    whole, pieces = (runs.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
+    assert whole["AtEarlyEpoch"] == pieces["AtEarlyEpoch"]
+    assert whole["AtEarlyEpoch"]["pruned_after"] == 2
+    assert all(torch.equal(whole["model"][name], pieces["model"][name]) for name in whole["model"])
+
+
+# Wrong use
+
+
+def test_too_few_images_for_the_scoring_batches_are_an_error(call, tmp_path):
+    flags = "--study weight-sparsity --sparsities 0.5 --epochs 1 --batch-size 200 --methods"
+    for method in ("snap", "cropit-s", "earlysnap", "earlycrop-s", "saliency"):
+        status, _, error = call("Resnet18", f"{flags} {method}")
+        assert status == 2
+        assert "BATCH_SIZE: got 200" in error
+        assert "at most 179" in error
+        assert error.count("\n") == 1
+    assert not list(tmp_path.glob("state/**/final.pt"))
+
+
+def test_a_target_out_of_reach_is_listed_and_leaves_a_row_without_accuracy(call, tmp_path):
+    status, _, error = call("Resnet18", "--study neuron-sparsity --sparsities 0.5 0.99 --epochs 1 --methods snap")
+    assert status == 2
+    assert "snap 0.99 seed 0" in error
+    assert "without losing a whole layer" in error
+    reached, missed = rows(tmp_path / "out/Resnet18/neuron-sparsity.csv")
+    assert float(reached["test_accuracy"]) > 0
+    assert (missed["method"], missed["target"], missed["test_accuracy"]) == ("snap", "0.99", "")
