@@ -37,7 +37,17 @@ AUGMENTATION = None  # any of crop, flip, cutout
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
 
-METHODS = ["dense", "random", "scratch", "ds-pruning"]  # what the sparsity studies compare
+METHODS = [
+    "dense",
+    "random",
+    "scratch",
+    "ds-pruning",
+    "magnitude",
+    "snap",
+    "cropit-s",
+    "earlysnap",
+    "earlycrop-s",
+]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
 SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]  # targets of the sparsity studies
 WARMUP = 0.05  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.4  # share of training after which it is at its target

@@ -215,11 +215,13 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
     """Test accuracy of every method against `x(row)`: means over seeds, bars of one standard deviation.
 
     Args:
-        rows: as in neuron-sparsity.csv and weight-sparsity.csv; those without an accuracy are left out.
+        rows: as in neuron-sparsity.csv and weight-sparsity.csv; those without an accuracy are named as out of reach.
         axis: the name of the horizontal axis, with its unit.
         published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
     """
     rows = [row for row in rows if row["test_accuracy"] is not None]
+    missed = [row for row in rows if row["test_accuracy"] is None]
+    missed = dict.fromkeys(f"{NAMES.get(row['method'], row['method'])} at {100 * row['target']:g} %" for row in missed)
     groups = defaultdict(list)
     for row in rows:
         groups[row["method"]].append(row)
@@ -255,6 +257,8 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bars: one standard deviation"
         figure.suptitle(f"{title}: {spread}", x=0.01, ha="left", fontsize=10)
         save(figure, path)
+        if missed:
+            figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
 
 
 def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:

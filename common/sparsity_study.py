@@ -209,7 +209,7 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
     if settings.dataset == "cifar10" and (settings.script, settings.study) in PAPER:
         line = zip(PAPER_TARGETS[settings.study], PAPER[settings.script, settings.study], strict=True)
         published = {"ds-pruning": dict(line)}
-    if all(row["method"] == "dense" for row in rows):
+    if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
     axis = f"{kind.capitalize()} sparsity (%)"
     report.tradeoff_figure(rows, paths[0], title, lambda row: 100 * row[f"{kind}_sparsity"], axis, published)
@@ -257,7 +257,7 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
         write_csv(folder / f"{settings.study}.csv", COLUMNS, rows)
         made = accumulation.provenance(shared)
         write_text(folder / f"{settings.study}.json", json.dumps(made, indent=1) + "\n")
-        paths = draw(settings, dataset, [row for row in rows if row["test_accuracy"] is not None], courses, folder)
+        paths = draw(settings, dataset, rows, courses, folder)
         print(f"\n{summary(rows)}\n\ntable: {folder / settings.study}.csv")
         print("".join(f"figure: {path}\n" for path in paths), end="")
     for failure in failures:

@@ -183,8 +183,10 @@ def rows(path):
 
 @pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity"])
 @pytest.mark.parametrize("script", ["Resnet18", "LeakyReLU"])
-def test_every_method_ends_at_its_target_on_the_network_that_is_saved(call, tmp_path, script, study):
-    status, _, error = call(script, f"--study {study} --sparsities 0.5 0.8 --epochs 2 --hold-out 300")
+def test_ds_pruning_and_its_controls_end_at_their_target_on_the_network_that_is_saved(call, tmp_path, script, study):
+    methods = "dense random scratch ds-pruning"
+    flags = f"--study {study} --sparsities 0.5 0.8 --epochs 2 --hold-out 300 --methods {methods}"
+    status, _, error = call(script, flags)
     assert (status, error) == (0, "")
     found = rows(tmp_path / "out" / script / f"{study}.csv")
     assert len(found) == 1 + 3 * 2
