@@ -75,9 +75,9 @@ def common_config(settings: SimpleNamespace, dataset: data.Dataset, network: str
 
 
 def train_all(settings: SimpleNamespace, dataset: data.Dataset, shared: dict) -> tuple[list[dict], list[str]]:
-    """One run for each learning rate, regularization and seed; returns what they left, and a line for each failure."""
+    """One run for each regularization, learning rate and seed; returns what they left, and a line for each failure."""
     finals, failures = [], []
-    for rate, strength, seed in product(settings.learning_rates, settings.regularization, settings.seeds):
+    for strength, rate, seed in product(settings.regularization, settings.learning_rates, settings.seeds):
         config = {**shared, "learning_rate": rate, "regularization": strength, "seed": seed}
         run = Run(settings.run_dir / settings.script / settings.study, label(rate, strength, seed), config)
         changes = [

@@ -14,8 +14,8 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 from common.runs import write  # noqa: E402
 
 # Dark to light in grey print too; the line style tells them apart where colour cannot.
-COLOURS = ("#00204d", "#b2182b", "#35978f", "#d6a000", "#8073ac")
-LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)))
+COLOURS = ("#00204d", "#b2182b", "#35978f", "#d6a000", "#8073ac", "#7f3b08", "#4393c3", "#525252", "#de77ae")
+LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 QUIET = "#7f7f7f"
 STYLE = {
     "figure.dpi": 100,
@@ -132,7 +132,8 @@ def draw_panel(axes, panel: int, groups: dict[str, Rows], span: tuple[float, flo
     if panel == 0:
         axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
         place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-        axes.annotate("coin toss", (0.02, 50), (0, 2), color=QUIET, fontsize=7.5, **place)
+        paper = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        axes.annotate("coin toss", (0.01, 50), (0, 3), color=QUIET, fontsize=7, bbox=paper, **place)
         for label, shares in published.items():
             for share in shares:
                 axes.axhline(share, xmin=0.9, color=QUIET, linewidth=0.9)
@@ -176,19 +177,24 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
         shares: label -> [epochs, layers], in [0, 1].
     """
     with pyplot.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
-        size = (2.2 + 2.2 * len(shares), 1.1 + 0.19 * len(layers))
-        figure, all_axes = pyplot.subplots(1, len(shares), figsize=size, sharey=True, squeeze=False)
-        for axes, (label, share) in zip(all_axes[0], shares.items(), strict=True):
+        columns = min(3, len(shares))
+        lines = -(-len(shares) // columns)
+        size = (2.2 + 2.2 * columns, 0.6 + lines * (0.6 + 0.19 * len(layers)))
+        figure, grid = pyplot.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+        for axes in grid.flat[len(shares) :]:
+            axes.set_axis_off()
+        for axes, (label, share) in zip(grid.flat, shares.items(), strict=False):
             # square-root scale: a few dead units are seen beside many
             extent = (0.5, len(share) + 0.5, len(layers) - 0.5, -0.5)
-            image = axes.imshow(
-                share.T, aspect="auto", cmap="Greys", norm=PowerNorm(0.5, 0, 1), extent=extent, interpolation="nearest"
-            )
-            axes.set(title=label, xlabel="Epoch", yticks=range(len(layers)), yticklabels=layers)
+            norm = PowerNorm(0.5, 0, 1)
+            image = axes.imshow(share.T, aspect="auto", cmap="Greys", norm=norm, extent=extent, interpolation="nearest")
+            axes.set(title=label, yticks=range(len(layers)), yticklabels=layers)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if not share.any():
                 axes.text(0.5, 0.5, "no unit dead", transform=axes.transAxes, ha="center", color=QUIET)
-        bar = figure.colorbar(image, ax=all_axes[0], label="Share of dead units", pad=0.02)
+        for axes in grid[-1]:
+            axes.set_xlabel("Epoch")
+        bar = figure.colorbar(image, ax=grid, label="Share of dead units", pad=0.02)
         bar.outline.set_linewidth(0.5)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)
@@ -219,9 +225,9 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         axis: the name of the horizontal axis, with its unit.
         published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
     """
-    rows = [row for row in rows if row["test_accuracy"] is not None]
     missed = [row for row in rows if row["test_accuracy"] is None]
     missed = dict.fromkeys(f"{NAMES.get(row['method'], row['method'])} at {100 * row['target']:g} %" for row in missed)
+    rows = [row for row in rows if row["test_accuracy"] is not None]
     groups = defaultdict(list)
     for row in rows:
         groups[row["method"]].append(row)
@@ -256,9 +262,9 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         seeds = len({row["seed"] for row in rows})
         spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bars: one standard deviation"
         figure.suptitle(f"{title}: {spread}", x=0.01, ha="left", fontsize=10)
-        save(figure, path)
         if missed:
             figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
+        save(figure, path)
 
 
 def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:

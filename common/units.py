@@ -25,8 +25,8 @@ def fire_counts(pre_activation: Tensor) -> Tensor:
 
     A float is > 0 exactly when its bits, read as a signed integer, are. So clamping those integers to [0, 1] marks
     what fired, and several channels are summed at once as lanes of one 64-bit integer: seven times as fast on a CPU
-    in bf16 and channels-last as comparing and summing, which elsewhere is fast enough. (The NaN whose sign bit is 0 would
-    count; training stops there.)
+    in bf16 and channels-last as comparing and summing, which elsewhere is fast enough. (The NaN whose sign bit is 0
+    would count; training stops there.)
     """
     x = pre_activation.detach()
     rows = x.movedim(1, -1)
