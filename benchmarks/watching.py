@@ -6,6 +6,7 @@ Steps of both kinds alternate in one process, so that a machine that slows down 
 """
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -30,36 +31,39 @@ def main():
     precision = settings.pick_precision("auto", device)
 
     torch.manual_seed(0)
-    model = models.resnet18(10, width=options.width).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
+    plain = models.resnet18(10, width=options.width).to(device, memory_format=torch.channels_last)
+    watched = copy.deepcopy(plain)
     inputs = torch.randn(options.batch_size, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (options.batch_size,), device=device)
+    units.UnitWatch(watched, inputs[:1])
+    optimizers = {model: torch.optim.SGD(model.parameters(), 0.01, momentum=0.9) for model in (plain, watched)}
 
-    def seconds() -> float:
+    def seconds(model) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = functional.cross_entropy(model(inputs), labels)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizers[model].step()
+        optimizers[model].zero_grad()
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    plain, watched = [], []
-    for step in range(options.steps + 3):
-        plain.append(seconds())
-        watch = units.UnitWatch(model, inputs[:1])
-        watched.append(seconds())
-        watch.close()
-        if step == 2:  # warm now
-            plain, watched = [], []
-    ratio = statistics.median(watched) / statistics.median(plain)
-    images = options.batch_size / statistics.median(plain)
+    times = [(seconds(plain), seconds(watched)) for _ in range(options.steps + 3)][3:]  # three to warm up
+    plain_time, watched_time = (statistics.median(column) for column in zip(*times, strict=True))
+    images = options.batch_size / plain_time
     facts = {"device": device.type, "precision": precision, "width": options.width, "threads": torch.get_num_threads()}
-    print(json.dumps({**facts, "watched_over_plain": round(ratio, 3), "plain_images_per_second": round(images)}))
+    print(
+        json.dumps(
+            {
+                **facts,
+                "watched_over_plain": round(watched_time / plain_time, 3),
+                "plain_images_per_second": round(images),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
