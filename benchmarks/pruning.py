@@ -27,7 +27,7 @@ from common.sparsity_study import inference_speedup
 MULTIPLE = {"cpu": 16, "cuda": 8}
 
 
-def train(options, constants, dataset, network: dict, target: float) -> tuple[float, training.Training]:
+def train(constants, dataset, network: dict, target: float) -> tuple[float, training.Training]:
     """Seconds of all training steps, and the run: dense, or pruned to `target` on the way."""
     run = training.start(constants, dataset, network, 0.1, 0, cuts=True)
     meters, watching = training.Meters(run.device), training.Watching(run.model, dataset.example.to(run.device))
@@ -91,9 +91,9 @@ def main():
     channels = dataset.example.shape[1]
     network = {"name": "resnet18", "classes": len(dataset.classes), "channels": channels, "width": options.width}
 
-    before, dense = train(options, constants, dataset, network, 0.0)
-    pruned_seconds, pruned = train(options, constants, dataset, network, options.sparsity)
-    after, _ = train(options, constants, dataset, network, 0.0)
+    before, dense = train(constants, dataset, network, 0.0)
+    pruned_seconds, pruned = train(constants, dataset, network, options.sparsity)
+    after, _ = train(constants, dataset, network, 0.0)
 
     small = pruned.groups.compact(pruned.model)
     inputs, labels = next(data.batches(dataset, 128, 0, 0, ()))

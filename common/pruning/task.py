@@ -1,6 +1,6 @@
 """What a pruning method is asked for, and the arithmetic of sparsity targets that all of them share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ class Task:
     settings: object
     needs: dict | None = None
     dataset: data.Dataset | None = None
-    cuts: list[dict] = field(default_factory=list)
 
     def curve(self, groups: Groups, order: Tensor) -> Tensor:
         """float64 [K + 1]: sparsity after the first 0, ..., K of the groups in `order` are removed too."""
@@ -39,8 +38,7 @@ class Task:
     def first(self, groups: Groups, order: Tensor, target: float) -> Tensor:
         """The shortest beginning of `order` whose removal makes the network as sparse as `target`, or all of it."""
         curve = self.curve(groups, order)
-        reached = (curve >= target - 1e-12).nonzero()
-        return order[: int(reached[0])] if len(reached) else order
+        return order[: sparsity.removals_needed(curve, min(target, curve[-1].item()))]
 
     def price(self, groups: Groups) -> Tensor:
         """float64 [G]: what removing one more group of its coupling takes away, in units or in weights."""
