@@ -118,11 +118,8 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     """accumulation.png and accumulation-layers.png; returns their paths."""
     what = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
-    shares = [
-        share
-        for rate in sorted({row["learning_rate"] for row in rows})
-        for share in published_share(settings.script, rate)
-    ]
+    rates = sorted({row["learning_rate"] for row in rows}) if settings.dataset == "cifar10" else []
+    shares = [share for rate in rates for share in published_share(settings.script, rate)]
     published = {"": {"paper": shares}} if shares else {}
     report.epochs_figure({"": grouped(rows, line_name)}, curves, what, published)
     by_line: dict[str, list] = {}
@@ -198,11 +195,12 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         columns = {rate: columns[rate] for rate in sorted(columns) if len(columns[rate]) > 1}
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
+            on_cifar10 = settings.dataset == "cifar10"
             report.epochs_figure(
                 {f"lr {rate:g}": lines for rate, lines in columns.items()},
                 drawn[-1],
                 f"{title} on {report.dataset_name(settings.dataset)}",
-                {f"lr {rate:g}": published_beside(members, rate) for rate in columns},
+                {f"lr {rate:g}": published_beside(members, rate) for rate in columns if on_cifar10},
             )
     return drawn
 
