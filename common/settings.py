@@ -7,6 +7,7 @@ said here once for all scripts.
 import argparse
 import ast
 import math
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -249,8 +250,35 @@ def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | 
     return SimpleNamespace(script=script.stem, **values)
 
 
+class Interrupts:
+    """Ctrl-C, remembered: a KeyboardInterrupt that is raised where Python ignores exceptions (while an object is
+    finalised, say) would be lost, so the training loop asks after every step."""
+
+    seen = False
+
+    @classmethod
+    def note(cls, *_):
+        cls.seen = True
+        raise KeyboardInterrupt
+
+    @classmethod
+    def check(cls):
+        if cls.seen:
+            raise KeyboardInterrupt
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Calls a script's `main` and returns its exit status: 2 and one line for a mistake that the user can mend."""
+    Interrupts.seen = False
+    before = signal.signal(signal.SIGINT, Interrupts.note)
+    try:
+        return report_errors(main)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def report_errors(main: Callable[[], int | None]) -> int:
+    """What went wrong, as one line."""
     try:
         return main() or 0
     except UserError as error:

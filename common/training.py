@@ -15,7 +15,7 @@ from common import data, units
 from common.groups import Groups, find_groups
 from common.models import build
 from common.runs import Run
-from common.settings import UserError
+from common.settings import Interrupts, UserError
 
 
 class Diverged(UserError):
@@ -107,6 +107,7 @@ def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Te
             training.step += 1
             for callback in callbacks:
                 callback.on_step(training)
+            Interrupts.check()
         training.epoch += 1
         for callback in callbacks:
             callback.on_epoch_end(training)

@@ -1,5 +1,6 @@
 """The study as a user runs it: files, columns, figures, and runs that survive."""
 
+import contextlib
 import csv
 import json
 import os
@@ -169,7 +170,7 @@ def test_a_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouched(start,
 
 
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
-    process = start("Resnet18", f"{FLAGS} --output-dir out --run-dir state")
+    process = start("Resnet18", f"{FLAGS} --epochs 200 --output-dir out --run-dir state")
     for line in process.stdout:
         if ", epoch 2/" in line:
             break
@@ -179,6 +180,27 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
     assert "the same command goes on" in error
     assert "Traceback" not in error
     assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] >= 2
+
+
+def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_path, monkeypatch):
+    from common import data, settings
+
+    honest = data.batches
+
+    def losing(*arguments):
+        for number, batch in enumerate(honest(*arguments)):
+            if number == 3 and arguments[3] == 1:
+                with contextlib.suppress(KeyboardInterrupt):
+                    settings.Interrupts.note()
+            yield batch
+
+    monkeypatch.setattr(data, "batches", losing)
+    status, _, error = call("Resnet18", "--epochs 3 --learning-rates 0.05")
+    assert status == 130
+    assert "the same command goes on" in error
+    assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 1
+    monkeypatch.setattr(data, "batches", honest)
+    assert call("Resnet18", "--epochs 3 --learning-rates 0.05")[0] == 0
 
 
 def test_a_damaged_checkpoint_is_named(call, tmp_path):
