@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from common import accumulation, data, report, saved, sparsity
+from common import accumulation, comparison, data, report, saved, sparsity
 from common.gradients import BatchNormPull
 from common.models import build
 from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
@@ -295,8 +295,10 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
         folder.mkdir(exist_ok=True)
         write_csv(table, COLUMNS, rows)
         write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
+        ranks = folder / f"{settings.study}-summary.md"
+        write_text(ranks, comparison.markdown(comparison.comparison(rows)))
         paths = draw(settings, dataset, rows, courses, folder)
-        print(f"\n{summary(rows)}\n\ntable: {table}")
+        print(f"\n{summary(rows)}\n\ntable: {table}\nsummary: {ranks}")
         print("".join(f"figure: {path}\n" for path in paths), end="")
     for failure in failures:
         print(f"error: not finished: {failure}", file=sys.stderr)
