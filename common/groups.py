@@ -146,7 +146,8 @@ class Groups:
 
         removed: group numbers, or bool [G]; those already removed are passed over. Parameters stay the objects that
             they are; gradients, and all that the optimiser keeps in a parameter's shape, are cut with them.
-        multiple: each coupling keeps so much padding that its width is a multiple of this, or what it was if less.
+        multiple: each coupling keeps so much padding that its width is a multiple of this, or what it was if less;
+            where that adds more than a third to its width, none (measured: 4 channels train faster than 16, 13 do not).
         Raises GroupError, with nothing changed, if a coupling would be left without a channel.
         """
         mask = torch.zeros(len(self), dtype=torch.bool)
@@ -161,7 +162,9 @@ class Groups:
             if not alive.any():
                 raise GroupError(f"{coupling.name}: removing all of its {coupling.size} channels would empty it")
             spare = (~alive & (state != GONE)).nonzero().flatten()
-            padding = -int(alive.sum()) % multiple
+            width = int(alive.sum())
+            padding = min(-width % multiple, len(spare))
+            padding = padding if 3 * padding <= width else 0
             state[spare[:padding]] = PADDING
             state[spare[padding:]] = GONE
         self._resize(model, optimizer, after)

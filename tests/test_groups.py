@@ -357,7 +357,7 @@ def test_padding_stays_exactly_zero_while_training_goes_on(activation, autocast,
     groups = find_groups(network, IMAGE)
     optimizer = OPTIMIZERS[optimizer](network.parameters())
     step(network, optimizer, autocast)
-    groups.cut(network, optimizer, some(groups, 0.6), multiple=8)
+    groups.cut(network, optimizer, some(groups, 0.2), multiple=8)
     for _ in range(4):
         step(network, optimizer, autocast)
     modules, checked = dict(network.named_modules()), 0
@@ -393,16 +393,19 @@ def test_the_padded_network_computes_and_learns_what_the_compact_one_does(name):
     assert_logits(compact.eval(), network.eval()(images()))
 
 
-def test_padding_rounds_widths_up_and_never_beyond_what_was_there():
+def test_padding_rounds_widths_up_by_a_third_at_most_and_never_beyond_what_was_there():
     network, groups = make("resnet18-cifar")  # width 8: its widths are 8, 16, 32 and 64
-    for seed in range(4):
+    kinds = set()
+    for seed in range(6):
         before = {name: len(groups.channels(name)) for name in groups.layer_units}
-        groups.cut(network, None, some(groups, 0.3, seed), multiple=16)
+        groups.cut(network, None, some(groups, 0.2, seed), multiple=16)
         for coupling in groups.couplings:
             alive, width = int(groups.alive[coupling.slice].sum()), len(groups.channels(coupling.layers[0]))
-            assert width == min(-(-alive // 16) * 16, before[coupling.layers[0]])
+            rounded = min(-(-alive // 16) * 16, before[coupling.layers[0]])
+            assert width == (rounded if rounded <= alive * 4 / 3 else alive)
+            kinds.add(width > alive)
         assert network(images()).isfinite().all()
-    assert len(groups.channels("act")) == 8 > int(groups.widths[0])
+    assert kinds == {True, False}
 
 
 def test_channels_are_known_by_their_first_numbers_after_any_number_of_cuts():
