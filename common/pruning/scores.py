@@ -16,7 +16,7 @@ from torch.nn import functional
 from common import data
 from common.groups import WEIGHTED, Groups, bare_copy
 from common.models import activation_layers, conv_and_linear
-from common.pruning.ds_pruning import cubic_plan
+from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.task import Task, within_floor
 from common.settings import UserError
 from common.training import Callback, Training
@@ -208,7 +208,7 @@ class Gradually(Scored):
     def on_step(self, training: Training):
         step = training.epoch * training.steps_per_epoch + training.step
         if self.first < step <= self.last and (self.last - step) % self.interval == 0:
-            due = cubic_plan(step, self.first, self.last, self.task.target)
+            due = planned_sparsity(step, self.first, self.last, self.task.target)
             prune(training, self.task, self.criterion, due, step, lowest_of_each_first)
 
 
