@@ -97,7 +97,8 @@ def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target
     if "ds-pruning" in (method, NEEDS.get(method)):
         config["constants"] = vars(Constants.of(settings))
     elif method == "magnitude":  # along the same plan
-        config["constants"] = {"warmup": settings.warmup, "settle": settings.settle}
+        plan = Constants.of(settings)
+        config["constants"] = {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
     parts = [
         *METHODS[method](task),
         BatchNormPull(strength) if strength else None,
