@@ -164,7 +164,6 @@ class DSPruning(Callback):
         self.task.check(groups)
         fed = {name for coupling in groups.couplings for name in coupling.batch_norms}
         self.norms = {name: m for name, m in training.model.named_modules() if name in fed}
-        self.groups_of_units = torch.cat([groups.outputs[layer] for layer in training.watch.layers])
         steps = training.total_steps
         self.first_step, self.last_step = (
             max(1, round(share * steps)) for share in (constants.warmup, constants.settle)
@@ -187,13 +186,8 @@ class DSPruning(Callback):
     def on_epoch_start(self, training: Training):
         if training.counts is None:
             return
-        dead = self.silent(training.groups, training.counts.fired == 0) & ~self.press.chosen
+        dead = training.groups.all_dead(training.counts.fired == 0, list(training.watch.layers)) & ~self.press.chosen
         self.dead_epochs = torch.where(dead, self.dead_epochs + 1, 0)
-
-    def silent(self, groups: Groups, quiet: Tensor) -> Tensor:
-        """bool [G]: the candidates all of whose units are in `quiet`, bool [U]."""
-        counts = torch.bincount(self.groups_of_units[quiet], minlength=len(groups) + 1)[:-1]
-        return (counts == groups.units) & groups.candidates
 
     def on_gradients(self, training: Training):
         if self.step(training) < self.last_step:
@@ -226,7 +220,7 @@ class DSPruning(Callback):
         died = (self.dead_epochs >= constants.patience) & groups.candidates
         chosen = choose(groups, cost, self.press.chosen | died, self.task, due, self.floor)
         self.press.add(chosen)
-        silent = self.silent(groups, training.watch.batch.cpu() == 0)
+        silent = groups.all_dead(training.watch.batch == 0, list(training.watch.layers))
         leaving = self.press.chosen if settled else (self.press.over & silent) | (died & silent)
         if settled and died.any():
             leaving = leaving | died
