@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -103,21 +103,30 @@ def digits() -> tuple:
     return (split[0], split[2]), (split[1], split[3]), [str(digit) for digit in range(10)]
 
 
+def decode(path: str) -> Image.Image:
+    """One image file of any mode, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be
+    anything when the file is damaged."""
+    with Image.open(path) as image:
+        image.load()
+        with suppress(Exception):  # of an image that is whole but for the rest of its EXIF
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):  # 16 bits and more: PIL would clip where it should scale
+            values = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray(np.uint8(values * (255 / max(values.max(), 65535))))
+        if image.mode == "P" and "transparency" in image.info:  # PIL would warn
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+
+
 def read_image(path: str, size: int) -> np.ndarray:
-    """One image file of any mode as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
+    """One image file as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
 
     Raises:
         UserError: naming the file, when it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16 bits and more: PIL would clip where it should scale
-                values = np.asarray(image, dtype=np.float64)
-                image = Image.fromarray(np.uint8(values * (255 / max(values.max(), 65535))))
-            image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
+    except Exception as error:
         raise UserError(f"DATASET: the image {path} is damaged ({error}); replace or delete it") from None
 
 
