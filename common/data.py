@@ -60,6 +60,45 @@ class Dataset:
         _, height, width, channels = self.train.images.shape
         return torch.zeros(1, channels, height, width)
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return -(-(len(self.train) - 1) // batch_size)
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augmentation: tuple[str, ...],
+        first: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of the training split, shuffled and augmented: inputs float32 [B, C, H, W], labels int64 [B].
+
+        Crops move by up to an eighth of the image, Cutout's side is half of it (4 and 16 at 32 pixels). The last batch
+        holds what is left; an example left alone is left out, since batch norm needs two. Of several processes, each
+        takes its turn in whole rounds; `first` is the first batch of its own that is wanted.
+        """
+        count, height, width, _ = self.train.images.shape
+        border = height // 8 if "crop" in augmentation else 0
+        bordered = self.train.with_border(border)
+        draws = Draws.of(count, height, width, border, seed, epoch, bordered.device)
+        starts = range(0, count - 1, batch_size)
+        for start in starts[: len(starts) // ranks * ranks][rank::ranks][first:]:
+            part = draws.part(start, start + batch_size)
+            inputs = normalise(crop_and_flip(bordered, part, height, width, "flip" in augmentation), self)
+            if "cutout" in augmentation:
+                inputs = cutout(inputs, part, height // 2)
+            yield inputs, self.train.labels[part.order]
+
+    def evaluation_batches(
+        self, rank: int = 0, ranks: int = 1, batch_size: int = 1000
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
+        for start in range(0, len(self.test), batch_size)[rank::ranks]:
+            images = self.test.images[start : start + batch_size]
+            yield normalise(images, self), self.test.labels[start : start + batch_size]
+
 
 def stream(seed: int, purpose: str, epoch: int) -> int:
     """A seed of its own for every purpose and epoch."""
@@ -279,34 +318,3 @@ def cutout(inputs: Tensor, draws: Draws, size: int) -> Tensor:
 
     rows, columns = inside(draws.centre_y, inputs.shape[2]), inside(draws.centre_x, inputs.shape[3])
     return inputs.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
-
-
-def batches(
-    dataset: Dataset, batch_size: int, seed: int, epoch: int, augmentation: tuple[str, ...]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of the training split, shuffled and augmented: inputs float32 [B, C, H, W], labels int64 [B].
-
-    Crops move by up to an eighth of the image, Cutout's side is half of it (4 and 16 at 32 pixels). The last batch
-    holds what is left; an example left alone is left out, since batch norm needs two.
-    """
-    count, height, width, _ = dataset.train.images.shape
-    border = height // 8 if "crop" in augmentation else 0
-    bordered = dataset.train.with_border(border)
-    draws = Draws.of(count, height, width, border, seed, epoch, bordered.device)
-    for start in range(0, count - 1, batch_size):
-        part = draws.part(start, start + batch_size)
-        inputs = normalise(crop_and_flip(bordered, part, height, width, "flip" in augmentation), dataset)
-        if "cutout" in augmentation:
-            inputs = cutout(inputs, part, height // 2)
-        yield inputs, dataset.train.labels[part.order]
-
-
-def batches_per_epoch(count: int, batch_size: int) -> int:
-    return -(-(count - 1) // batch_size)
-
-
-def evaluation_batches(dataset: Dataset, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-    """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
-    for start in range(0, len(dataset.test), batch_size):
-        images = dataset.test.images[start : start + batch_size]
-        yield normalise(images, dataset), dataset.test.labels[start : start + batch_size]
