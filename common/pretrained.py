@@ -1,6 +1,6 @@
 """torchvision's weights for the ResNet-50, kept or downloaded where torch keeps its own: TORCH_HOME.
 
-IMAGENET1K_V1 (76.13 % top-1): the paper's dense 74.98 % is near it. V2's 80.86 % came of another recipe than the paper's.
+IMAGENET1K_V1 (76.13 % top-1), which the paper's dense 74.98 % is near; V2's 80.86 % comes of a longer recipe.
 """
 
 import socket
