@@ -114,13 +114,16 @@ def images_in(folder: Path) -> list[tuple[bytes, int]]:
     def stop(error: OSError):
         raise error
 
-    found = []
+    found, start = [], len(os.path.join(folder.parent, ""))
     for where, _, names in os.walk(folder, onerror=stop, followlinks=True):
         for name in names:
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
                 path = os.path.join(where, name)
-                size = os.stat(path).st_size if os.path.exists(path) else 0  # a dangling link is a damaged image
-                found.append((os.fsencode(os.path.relpath(path, folder.parent)), size))
+                try:
+                    size = os.stat(path).st_size
+                except OSError:  # a link to nothing, to be met as a damaged image
+                    size = 0
+                found.append((os.fsencode(path[start:]), size))
     return sorted(found)
 
 
@@ -311,6 +314,7 @@ class Folder:
             Interrupts.check()
             if (died := worker_died(error)) is None:
                 raise
+            error.__traceback__ = None  # it holds the loader
         else:
             self.idle.append(loader)
             return
