@@ -31,7 +31,7 @@ from common.settings import Interrupts, UserError
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 RESIZED = 256 / 224  # the shorter side over the side of the centre crop
 DAMAGED = 0.01  # share of a split's images; more of them stop the run
-TRIES = 100  # images drawn in the place of a damaged one
+TRIES = 20  # images drawn in the place of a damaged one
 EVALUATED = 128  # images an evaluation batch
 SCANNERS = 32  # threads that list folders, which wait for the file system most of the time
 
@@ -251,7 +251,7 @@ class Folder:
         """Adds what other processes, or an interrupted run, found. Raises UserError when they are too many."""
         for files in (self.train, self.test):
             own = [path for path in paths if Path(path).is_relative_to(files.folder)]
-            files.note_damaged((path, "found by another process") for path in own)
+            files.note_damaged((path, "found before or by another process") for path in own)
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Full batches of all processes together."""
@@ -279,7 +279,8 @@ class Folder:
         """
         generator = torch.Generator().manual_seed(data.stream(seed, "batches", epoch))
         order = torch.randperm(len(self.train), generator=generator).numpy()
-        centres = torch.randint(self.size, (2, len(self.train)), generator=generator)  # of Cutout
+        if "cutout" in augmentation:
+            centres = torch.randint(self.size, (2, len(self.train)), generator=generator)
         drawn, rounds = data.stream(seed, "augmentation", epoch), self.steps_per_epoch(batch_size * ranks)
         starts = [(number * ranks + rank) * batch_size for number in range(first, rounds)]
         jobs = [Job("train", order[s : s + batch_size], tuple(augmentation), s, drawn) for s in starts]

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import struct
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +251,10 @@ def saved(kind: str, path: Path) -> Image.Image:
         exif = Image.Exif()
         exif[0x0112] = 6  # the camera was turned by a quarter
         FOUR.transpose(Image.Transpose.ROTATE_90).save(f"{path}.JPG", exif=exif, quality=95)
+    elif kind == "turned, EXIF damaged":  # the same, and a unit of resolution that PIL cannot write again
+        entries = struct.pack("<HHHIIHHI4s", 2, 0x0112, 3, 1, 6, 0x0128, 7, 1, b"\x9b\x91\xff\xc9")
+        exif = b"Exif\0\0II*\0\x08\0\0\0" + entries + bytes(4)
+        FOUR.transpose(Image.Transpose.ROTATE_90).save(f"{path}.JPG", exif=exif, quality=95)
     return LIGHTNESS if kind in ("greyscale", "16 bit", "16 bit TIFF") else FOUR
 
 
@@ -265,6 +270,7 @@ def saved(kind: str, path: Path) -> Image.Image:
         "16 bit",
         "16 bit TIFF",
         "turned",
+        "turned, EXIF damaged",
     ],
 )
 @pytest.mark.filterwarnings("error")
