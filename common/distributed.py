@@ -13,6 +13,7 @@ import hashlib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from functools import cache
@@ -50,12 +51,13 @@ def meeting_place() -> dist.Store:
 
 def join(device: torch.device) -> None:
     """Makes this process one of its group; from here on only the first process prints."""
-    if ranks() == 1:
+    if ranks() == 1 or dist.is_initialized():
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, TIMEOUT, ranks(), rank(), dist.PrefixStore("group", meeting_place()))
+    store = dist.PrefixStore("group", meeting_place())
+    dist.init_process_group(backend, timeout=TIMEOUT, world_size=ranks(), rank=rank(), store=store)
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -175,23 +177,26 @@ def differing(text: str) -> list[str]:
 
 
 @torch.no_grad()
+def exchange(tensors: list[Tensor], function: Callable[[Tensor], Tensor]) -> None:
+    """Puts `function` of all tensors, as one flat tensor, in their place."""
+    flat = function(torch.cat([values.flatten() for values in tensors]))
+    for values, part in zip(tensors, flat.split([values.numel() for values in tensors]), strict=True):
+        values.copy_(part.view_as(values))
+
+
 def share_state(model: nn.Module) -> None:
     """Gives all processes the first one's weights and buffers."""
     if dist.is_initialized():
-        for values in model.state_dict().values():
-            dist.broadcast(values, 0)
+        state = list(model.state_dict().values())
+        for dtype in dict.fromkeys(values.dtype for values in state):
+            exchange([values for values in state if values.dtype == dtype], of_first)
 
 
-@torch.no_grad()
 def average_statistics(model: nn.Module) -> None:
     """Each process's batch norms have seen its own examples only: their running means and variances become the
     average over the processes."""
-    if not dist.is_initialized():
-        return
-    statistics = [b for b in model.buffers() if b.is_floating_point()]
-    flat = total(torch.cat([b.flatten() for b in statistics])) / ranks()
-    for buffer, part in zip(statistics, flat.split([b.numel() for b in statistics]), strict=True):
-        buffer.copy_(part.view_as(buffer))
+    if dist.is_initialized():
+        exchange([b for b in model.buffers() if b.is_floating_point()], lambda flat: total(flat) / ranks())
 
 
 class Parallel:
@@ -215,7 +220,9 @@ class Parallel:
             self.forget()
         if self.wrapped is None:
             self.version = version
-            self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False, init_sync=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # the argument's new name is not in torch 2.11
+                self.wrapped = DistributedDataParallel(self.model, broadcast_buffers=False, init_sync=False)
         self.wrapped.require_backward_grad_sync = last
         return self.wrapped
 

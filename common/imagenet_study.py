@@ -195,8 +195,9 @@ def markdown(rows: list[dict]) -> str:
         lines.append([name, f"{100 * target:g}" if target else "-", *values])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     seeds, epochs = len({row["seed"] for row in rows}), {row["epochs"] for row in rows} - {None}
+    spread = "one seed" if seeds == 1 else f"mean ± standard deviation of {seeds} seeds"
     return (
         f"{text}\nIn brackets: the paper's value, for ImageNet and its training. Ours: {max(epochs, default=0)} "
-        f"epochs, {'one seed' if seeds == 1 else f'mean ± standard deviation of {seeds} seeds'}. FLOPs are shares of the "
-        "dense network's, speedup is dense training time over this method's.\n"
+        f"epochs, {spread}. FLOPs are shares of the dense network's, speedup is dense training time "
+        "over this method's.\n"
     )
