@@ -84,6 +84,7 @@ def finals_of(settings, dataset, shared: dict, failures: list[str]):
         for target in (0.0,) if method == "dense" else settings.sparsities:
             try:
                 final = train_one(settings, dataset, shared, method, target, seed, [Damage(dataset)])
+                dataset.note_damaged(final["Damage"]["paths"])  # where the run was finished before
             except (Diverged, Unreachable) as error:
                 failures.append(f"{method} {target:g} seed {seed}: {error}")
                 print(f"error: {failures[-1]}", file=sys.stderr)

@@ -160,7 +160,7 @@ def sgd(
     if schedule == "constant":
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR
-    rising = min(warmup / (steps + 1), 0.99) or 0.3
+    rising = min((warmup + 1) / (steps + 1), 0.99) if warmup else 0.3
     return optimizer, one_cycle(optimizer, learning_rate, total_steps=steps + 1, pct_start=rising, cycle_momentum=False)
 
 

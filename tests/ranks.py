@@ -73,7 +73,7 @@ def stops_after_step_3(patch):
 
     def on_step(self, run):
         honest(self, run)
-        if run.epoch == 1 and run.step == 3:
+        if run.step == 3:
             raise KeyboardInterrupt
 
     patch.setattr(training.Keeping, "on_step", on_step)

@@ -253,7 +253,7 @@ def test_an_image_folder_trains_from_end_to_end(call, tmp_path):
 
 def test_imagenet_watches_a_resnet50_on_a_folder(call, tmp_path):
     folder = save_images(tmp_path / "photos", ("train", "val"), count=8)
-    flags = "--width 4 --epochs 1 --batch-size 8 --image-size 32"
+    flags = "--study accumulation --no-pretrained --workers 0 --width 4 --epochs 1 --batch-size 8 --image-size 32"
     status, _, _ = call("Imagenet", flags, data_dir=folder)
     assert status == 0
     (row,) = rows(tmp_path / "out/Imagenet/accumulation.csv")
