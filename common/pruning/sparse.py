@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common import data
+from common import data, distributed
 from common.groups import WEIGHTED, bare_copy
 from common.models import conv_and_linear
 from common.pruning.ds_pruning import planned_sparsity
@@ -107,6 +107,7 @@ def most_salient(training: Training, task: Task) -> list[Tensor]:
     for inputs, labels in scoring_batches(task, 0):
         loss = functional.cross_entropy(network(inputs), labels)
         torch._foreach_add_(total, torch.autograd.grad(loss, weights))
+    total = [distributed.of_first(gradient) for gradient in total]
     scores = [(weight.detach() * gradient).abs() for weight, gradient in zip(weights, total, strict=True)]
     return largest(scores, kept(task.target, sum(score.numel() for score in scores)))
 
@@ -191,7 +192,7 @@ class Masked(Callback):
 
     def hold(self, training: Training, masks: list[Tensor]):
         """From here on these masks, and as densities those of them."""
-        self.masks = masks
+        self.masks = training.masks = masks
         self.factors = [torch.empty_like(w).copy_(mask) for mask, w in zip(masks, self.weights, strict=True)]
         used = torch.stack([mask.sum() for mask in masks]).tolist()
         training.densities = {n: u / w.numel() for n, u, w in zip(self.names, used, self.weights, strict=True)}
