@@ -120,7 +120,7 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
     return {name: found.get(name, row.get(name)) for name in COLUMNS}
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], path: Path, dataset: str) -> None:
     """A point a run, a line of text a variant, the present method's mean as a line through all."""
     names = list(dict.fromkeys((row["part"], row["variant"]) for row in rows))
     own = [100 * row["held_out_accuracy"] for row in rows if row["part"] == "as it is"]
@@ -128,22 +128,22 @@ def draw(rows: list[dict], path: Path) -> None:
         figure, axes = report.pyplot.subplots(figsize=(6.4, 0.9 + 0.22 * len(names)))
         if own:
             axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
+        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
         for place, name in enumerate(names):
             values = [100 * row["held_out_accuracy"] for row in rows if (row["part"], row["variant"]) == name]
             colour = report.COLOURS[1] if name[0] in ("as it is", "controls") else report.COLOURS[0]
             axes.plot(values, [place] * len(values), "o", color=colour, markersize=4)
-            axes.annotate(f"{sum(values) / len(values):.1f}", (max(values), place), (6, -3), textcoords="offset points")
+            axes.annotate(
+                f"{sum(values) / len(values):.1f}", (max(values), place), (6, -3), textcoords="offset points", bbox=box
+            )
         parts = [part if part != names[i - 1][0] or not i else "" for i, (part, _) in enumerate(names)]
         labels = [f"{part}:  {variant}" if part else variant for part, (_, variant) in zip(parts, names, strict=True)]
         axes.set(yticks=range(len(names)), yticklabels=labels, xlabel="Accuracy on held-out training images (%)")
         axes.invert_yaxis()
-        axes.margins(x=0.12)
-        figure.suptitle(
-            f"Forms of DS-Pruning at {100 * rows[0]['target']:g} % neuron sparsity, CIFAR-10",
-            x=0.01,
-            ha="left",
-            fontsize=10,
-        )
+        axes.margins(x=0.16)
+        seeds = len({row["seed"] for row in rows})
+        what = f"{100 * rows[0]['target']:g} % neuron sparsity, {dataset}, {seeds} seed{'s' * (seeds > 1)}"
+        figure.suptitle(f"Forms of DS-Pruning at {what}", x=0.01, ha="left", fontsize=10)
         report.save(figure, path)
 
 
@@ -188,7 +188,7 @@ def main() -> int:
             )
             write_csv(table, COLUMNS, rows)
     rows = [row for row in read_csv(table) if row["target"] == options.target]
-    draw(rows, table.with_suffix(".png"))
+    draw(rows, table.with_suffix(".png"), report.dataset_name(options.dataset))
     return 0
 
 
