@@ -132,12 +132,14 @@ class Groups:
             self._cache[key] = index.where(alive[index], len(self)).to(flat.device)
         return flat.new_zeros(len(self) + 1).index_add_(0, self._cache[key], flat)[:-1]
 
-    def all_dead(self, dead: dict[str, Tensor]) -> Tensor:
-        """bool [G]: the candidates all of whose units are dead, from a bool [channels] for every activation layer."""
-        if missing := self.layer_units.keys() - dead.keys():
-            raise GroupError(f"dead or alive is not known of the units of {', '.join(sorted(missing))}")
-        count = self.total({name: dead[name].to("cpu", torch.int64) for name in self.layer_units})
-        return (count == self.units) & self.candidates
+    def all_dead(self, dead: Tensor, layers: Sequence[str]) -> Tensor:
+        """bool [G]: the candidates all of whose units are dead.
+
+        dead: bool [U], every unit of the dense network. layers: its activation layers in the order of `dead`.
+        """
+        owners = torch.cat([self.outputs[name] for name in layers])
+        counts = torch.bincount(owners[dead.cpu()], minlength=len(self) + 1)[:-1]
+        return (counts == self.units) & self.candidates
 
     # Surgery.
 
@@ -146,7 +148,8 @@ class Groups:
 
         removed: group numbers, or bool [G]; those already removed are passed over. Parameters stay the objects that
             they are; gradients, and all that the optimiser keeps in a parameter's shape, are cut with them.
-        multiple: each coupling keeps so much padding that its width is a multiple of this, or what it was if less.
+        multiple: each coupling keeps so much padding that its width is a multiple of this, or what it was if less;
+            where that adds more than a third to its width, none (measured: 4 channels train faster than 16, 13 do not).
         Raises GroupError, with nothing changed, if a coupling would be left without a channel.
         """
         mask = torch.zeros(len(self), dtype=torch.bool)
@@ -161,7 +164,9 @@ class Groups:
             if not alive.any():
                 raise GroupError(f"{coupling.name}: removing all of its {coupling.size} channels would empty it")
             spare = (~alive & (state != GONE)).nonzero().flatten()
-            padding = -int(alive.sum()) % multiple
+            width = int(alive.sum())
+            padding = min(-width % multiple, len(spare))
+            padding = padding if 3 * padding <= width else 0
             state[spare[:padding]] = PADDING
             state[spare[padding:]] = GONE
         self._resize(model, optimizer, after)

@@ -83,6 +83,7 @@ def number(passes: Callable, takes: str, read: Callable = float, **options) -> K
     return Kind(read, lambda v: math.isfinite(v) and passes(v), takes, **options)
 
 
+TRUTH = Kind(truth, lambda v: True, "True or False")
 TEXT = Kind(str, lambda v: v != "", "a path")
 POSITIVE = number(lambda v: v > 0, "a number > 0")
 POSITIVES = number(lambda v: v > 0, "numbers > 0", several=True)
@@ -118,6 +119,7 @@ KINDS = {
     "WARMUP": number(lambda v: 0 <= v < 1, "a number in [0, 1), a share of training"),
     "SETTLE": number(lambda v: 0 < v <= 1, "a number in (0, 1], a share of training"),
     "PATIENCE": COUNT,
+    "EXTEND": TRUTH,
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
     "MICRO_BATCH": number(lambda v: v >= 0 and v != 1, "0 or a whole number > 1", whole),

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from common import accumulation, data, report, saved, sparsity
+from common import accumulation, comparison, data, report, saved, sparsity
 from common.gradients import BatchNormPull
 from common.models import build
 from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
 from common.pruning.task import Unreachable
-from common.runs import Run, write_csv, write_text
+from common.runs import Run, read_csv, write_csv, write_text
 from common.settings import UserError
 from common.training import Callback, Diverged, Training, fit
 
@@ -102,7 +102,8 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
     if "ds-pruning" in (method, NEEDS.get(method)):
         config["constants"] = vars(Constants.of(settings))
     elif method == "magnitude":  # along the same plan
-        config["constants"] = {"warmup": settings.warmup, "settle": settings.settle}
+        plan = Constants.of(settings)
+        config["constants"] = {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
     parts = [
         *METHODS[method](task),
         BatchNormPull(strength) if strength else None,
@@ -234,15 +235,54 @@ def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
     return {**found, "steps": steps}
 
 
+def conditions(settings, shared: dict) -> dict:
+    """All that the rows of one table have in common, as JSON gives it back."""
+    own = {name: getattr(settings, name) for name in ("pruning_learning_rate", "regularization")}
+    return json.loads(json.dumps({**shared, **own, "constants": vars(Constants.of(settings))}))
+
+
+def rows_to_extend(table: Path, made: dict) -> list[dict]:
+    """The rows of an earlier command's table.
+
+    Raises:
+        UserError: when they were made under other conditions, or cannot be read.
+    """
+    if not table.exists():
+        return []
+    try:
+        before = json.loads(table.with_suffix(".json").read_text())["settings"]
+        rows = read_csv(table)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
+    odd = sorted(name for name in {*before, *made} if before.get(name) != made.get(name))
+    if odd or any(set(row) != set(COLUMNS) for row in rows):
+        raise UserError(
+            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
+            "OUTPUT_DIR"
+        )
+    return rows
+
+
+def identity(row: dict) -> tuple:
+    return row["method"], float(row["target"]), row["seed"]
+
+
 def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     """Trains every method at every sparsity, writes the CSV and the figures, prints a table; the exit status."""
     check(settings)
     dataset = data.load(settings)
     shared = accumulation.common_config(settings, dataset, network)
     shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": settings.hold_out}
-    rows, failures, dense, courses = [], [], {}, {}
+    made = accumulation.provenance(conditions(settings, shared))
+    folder = settings.output_dir / settings.script
+    table = folder / f"{settings.study}.csv"
+    rows = rows_to_extend(table, made["settings"]) if settings.extend else []
+    known = {identity(row) for row in rows}
+    failures, dense, courses = [], {}, {}
     for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
         for target in (0.0,) if method == "dense" else settings.sparsities:
+            if (method, target, seed) in known:
+                continue
             try:
                 final = train_one(settings, dataset, shared, method, target, seed)
             except Diverged as error:
@@ -259,13 +299,14 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
                 courses[f"{target:.0%}"] = course_of(settings, dataset, final)
             rows.append(row_of(settings, dataset, final, dense.get(seed)))
     if rows:
-        folder = settings.output_dir / settings.script
+        rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), row["target"]))
         folder.mkdir(exist_ok=True)
-        write_csv(folder / f"{settings.study}.csv", COLUMNS, rows)
-        made = accumulation.provenance(shared)
-        write_text(folder / f"{settings.study}.json", json.dumps(made, indent=1) + "\n")
+        write_csv(table, COLUMNS, rows)
+        write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
+        ranks = folder / f"{settings.study}-summary.md"
+        write_text(ranks, comparison.markdown(comparison.comparison(rows)))
         paths = draw(settings, dataset, rows, courses, folder)
-        print(f"\n{summary(rows)}\n\ntable: {folder / settings.study}.csv")
+        print(f"\n{summary(rows)}\n\ntable: {table}\nsummary: {ranks}")
         print("".join(f"figure: {path}\n" for path in paths), end="")
     for failure in failures:
         print(f"error: not finished: {failure}", file=sys.stderr)

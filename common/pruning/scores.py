@@ -16,7 +16,7 @@ from torch.nn import functional
 from common import data, distributed
 from common.groups import WEIGHTED, Groups, bare_copy
 from common.models import activation_layers, conv_and_linear
-from common.pruning.ds_pruning import cubic_plan
+from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
 from common.training import Callback, Training
 
@@ -191,15 +191,15 @@ class Gradually(Scored):
 
     def prepare(self, training: Training):
         super().prepare(training)
-        settings, steps = self.task.settings, training.total_steps
-        self.last = max(1, round(settings.settle * steps))
-        self.first = min(round(settings.warmup * steps), self.last - 1)
+        self.constants, steps = Constants.of(self.task.settings), training.total_steps
+        self.last = max(1, round(self.constants.settle * steps))
+        self.first = min(round(self.constants.warmup * steps), self.last - 1)
         self.interval = max(1, (self.last - self.first) // LOOKS)
 
     def on_step(self, training: Training):
         step = training.epoch * training.steps_per_epoch + training.step
         if self.first < step <= self.last and (self.last - step) % self.interval == 0:
-            due = cubic_plan(step, self.first, self.last, self.task.target)
+            due = planned_sparsity(step, self.first, self.last, self.task.target, self.constants.plan_power)
             prune(training, self.task, self.criterion, due, step, lowest_of_each_first)
 
 

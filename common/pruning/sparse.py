@@ -14,7 +14,7 @@ from torch.nn import functional
 from common import data, distributed
 from common.groups import WEIGHTED, bare_copy
 from common.models import conv_and_linear
-from common.pruning.ds_pruning import cubic_plan
+from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.scores import scoring_batches
 from common.pruning.task import Task, Unreachable
 from common.settings import UserError
@@ -131,7 +131,7 @@ def random_by_layer(training: Training, task: Task) -> list[Tensor]:
 def shrink(task: Task, weights: list, gradients: list, masks: list, step: int, last: int) -> list[Tensor]:
     """Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878): the largest weights of all, ever fewer."""
     begin = min(round(BEGIN * last / UPDATE_UNTIL), last - 1)
-    due = cubic_plan(step, begin, last, task.target)
+    due = planned_sparsity(step, begin, last, task.target)
     # What is out stays out: it is 0, and could only come back among equals.
     scores = [weight.detach().abs().where(mask, -1.0) for weight, mask in zip(weights, masks, strict=True)]
     return largest(scores, kept(due, sum(score.numel() for score in scores)))

@@ -1,0 +1,37 @@
+"""The table of a sparsity study."""
+
+from common.runs import read_csv
+
+FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
+
+
+def test_an_extended_table_keeps_its_rows_and_trains_only_what_it_lacks(call, tmp_path):
+    table = tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv"
+    call("Resnet18", f"{FLAGS} dense random")
+    before = read_csv(table)
+    status, _, error = call("Resnet18", f"{FLAGS} dense random magnitude --extend", run_dir=tmp_path / "elsewhere")
+    rows = read_csv(table)
+    assert status == 0, error
+    assert [row for row in rows if row["method"] != "magnitude"] == before
+    assert [row["method"] for row in rows] == ["dense", "random", "magnitude"]
+    trained = [path.parent.name for path in (tmp_path / "elsewhere").rglob("final.pt")]
+    ranks = (table.parent / "neuron-sparsity-summary.md").read_text().splitlines()
+    assert [line.split(" | ")[1] for line in ranks[2:]] == ["1", "2"]
+    assert [name.split("-")[0] for name in trained] == ["magnitude"]
+
+
+def test_a_table_made_under_other_conditions_is_not_extended(call, tmp_path):
+    table = tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv"
+    call("Resnet18", f"{FLAGS} random")
+    before = table.read_bytes()
+    status, _, error = call("Resnet18", f"{FLAGS} magnitude --extend --settle 0.5 --pruning-learning-rate 0.2")
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert "constants, pruning_learning_rate" in error
+    assert table.read_bytes() == before
+
+
+def test_without_extend_a_table_is_made_anew(call, tmp_path):
+    call("Resnet18", f"{FLAGS} random")
+    call("Resnet18", f"{FLAGS} magnitude")
+    rows = read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
+    assert [row["method"] for row in rows] == ["magnitude"]
