@@ -301,7 +301,6 @@ class Progress(Callback):
 
     def __init__(self, label: str, training: Training, meters: Meters, examples: int):
         self.label, self.meters = label, meters
-        self.begun, self.started = training.progress, time.perf_counter()
         self.bar = tqdm(
             total=training.epochs * examples,
             initial=round(training.progress * training.epochs * examples),
@@ -337,9 +336,8 @@ class Progress(Callback):
         sys.stdout.flush()
 
     def time_left(self, training: Training) -> str:
-        """Of a run that still takes a minute or more, at the speed so far."""
-        done = training.epoch / training.epochs
-        seconds = (time.perf_counter() - self.started) * (1 - done) / (done - self.begun)
+        """Of a run that still takes a minute or more, at the speed of this epoch."""
+        seconds = training.row["seconds"] * (training.epochs - training.epoch)
         return f", about {timedelta(seconds=round(seconds))} left" if seconds >= 60 else ""
 
 
