@@ -326,6 +326,7 @@ class Folder:
     def new_loader(self) -> DataLoader:
         if self.workers == 0:
             warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores: the user's choice
         return DataLoader(
             Reader(self.train, self.test, self.size),
             batch_size=None,

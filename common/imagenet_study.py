@@ -60,8 +60,9 @@ class Damage(Callback):
 
 
 def constants(settings: SimpleNamespace) -> dict:
-    """What the results depend on beside the constants of every script."""
-    names = ("image_size", "pretrained", "micro_batch", "label_smoothing", "learning_rate_warmup")
+    """What a run is told by, beside the constants of every script. MICRO_BATCH, like the number of processes, is not
+    among them: both may change when a run goes on."""
+    names = ("image_size", "pretrained", "label_smoothing", "learning_rate_warmup")
     return {name: getattr(settings, name) for name in names}
 
 

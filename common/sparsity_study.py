@@ -86,7 +86,7 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
 
     more: callbacks of the caller's own.
     """
-    needs = train_one(settings, dataset, shared, NEEDS[method], target, seed) if method in NEEDS else None
+    needs = train_one(settings, dataset, shared, NEEDS[method], target, seed, more) if method in NEEDS else None
     multiple = {"cpu": 16, "cuda": 8}[settings.device.type]
     task = Task(target, MEASURES[settings.study], seed, multiple, settings, needs, dataset)
     rate, strength = settings.pruning_learning_rate, settings.regularization[0]

@@ -1,10 +1,9 @@
-"""The training loop, which knows nothing of pruning, logging or checkpoints: they are callbacks at named points."""
+"""A whole run, from first weights to final.pt: what is measured, kept and shown at the points of the loop."""
 
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import islice
 from typing import NamedTuple
@@ -15,153 +14,12 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from common import data, distributed, units
-from common.groups import Groups, find_groups
+from common.groups import find_groups
+from common.loop import Callback, Diverged, Training, sgd, train
 from common.models import build
 from common.pretrained import load_weights
 from common.runs import Run
-from common.settings import Interrupts, UserError
-
-
-class Diverged(UserError):
-    """The loss stopped being finite."""
-
-
-@dataclass
-class Training:
-    """The state of one training run; callbacks read it and change it."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
-    epochs: int
-    steps_per_epoch: int
-    precision: str
-    device: torch.device
-    passes: int = 1  # forward passes of a process in a step, whose gradients are averaged
-    label_smoothing: float = 0.0
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of this epoch
-    examples: int = 0  # of the present step, in all processes
-    loss: Tensor | None = None  # of the present pass, on the device
-    logits: Tensor | None = None
-    labels: Tensor | None = None
-    groups: Groups | None = None  # where channels may be cut out
-    masks: list[Tensor] = field(default_factory=list)  # over single weights
-    densities: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that masks keep
-    watch: units.UnitWatch | None = None
-    counts: units.Counts | None = None  # of the epoch before
-    row: dict = field(default_factory=dict)  # what is measured of the epoch that ends
-
-    def __post_init__(self):
-        self.parallel = distributed.Parallel(self.model)
-
-    def network(self, last: bool) -> nn.Module:
-        """What to call in a step's last pass, and in those before."""
-        return self.parallel.network(self.groups.version if self.groups else 0, last)
-
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    @property
-    def progress(self) -> float:
-        """The share of all steps done, in [0, 1]."""
-        return (self.epoch + self.step / self.steps_per_epoch) / self.epochs
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-
-class Callback:
-    """The named points of the loop, in their order; and what a checkpoint keeps of a callback."""
-
-    def prepare(self, training: Training): ...  # the network is built; a checkpoint may still be loaded
-
-    def on_start(self, training: Training): ...  # a run that was never begun
-
-    def on_epoch_start(self, training: Training): ...
-
-    def on_pass(self, training: Training): ...  # one backward pass is over; a step has one or several
-
-    def on_gradients(self, training: Training): ...  # those of the step, the same in all processes
-
-    def on_step(self, training: Training): ...
-
-    def on_epoch_end(self, training: Training): ...
-
-    def state(self) -> dict:
-        return {}
-
-    def restore(self, training: Training, state: dict): ...
-
-
-def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]], callbacks: list[Callback]):
-    """Minimises the cross-entropy, from the epoch and step that `training` is in to its last.
-
-    Args:
-        batches: epoch -> this process's batches from the present step on, inputs [B, C, H, W] and labels [B]; each is
-            one pass.
-    """
-
-    def call(point: str):
-        for callback in callbacks:
-            getattr(callback, point)(training)
-
-    if training.epoch == training.step == 0:
-        call("on_start")
-    while training.epoch < training.epochs:
-        training.model.train()
-        if training.step == 0:
-            training.row = {}
-            call("on_epoch_start")
-        for number, (inputs, labels) in enumerate(batches(training.epoch)):
-            first, last = number % training.passes == 0, (number + 1) % training.passes == 0
-            training.labels = labels
-            training.examples = (0 if first else training.examples) + len(labels) * distributed.ranks()
-            network = training.network(last)
-            with training.autocast():
-                training.logits = network(inputs)
-                training.loss = functional.cross_entropy(
-                    training.logits, labels, label_smoothing=training.label_smoothing
-                )
-            (training.loss / training.passes).backward()
-            call("on_pass")
-            if not last:
-                continue
-            call("on_gradients")
-            training.optimizer.step()
-            training.optimizer.zero_grad()
-            training.scheduler.step()
-            training.step += 1
-            call("on_step")
-            Interrupts.check()
-        training.epoch += 1
-        call("on_epoch_end")
-        training.step = 0
-
-
-def sgd(
-    model: nn.Module,
-    learning_rate: float,
-    momentum: float,
-    weight_decay: float,
-    schedule: str,
-    steps: int,
-    warmup: int = 0,
-):
-    """SGD and its schedule: `constant`, or `one-cycle` up to `learning_rate` and down to 0 (Smith & Topin 2018).
-
-    warmup: steps in which the learning rate rises, linearly where it is constant afterwards; 0: none, or the three
-    tenths of the one-cycle.
-    """
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
-    if schedule == "constant" and warmup:
-        return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
-    if schedule == "constant":
-        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
-    one_cycle = torch.optim.lr_scheduler.OneCycleLR
-    rising = min((warmup + 1) / (steps + 1), 0.99) if warmup else 0.3
-    return optimizer, one_cycle(optimizer, learning_rate, total_steps=steps + 1, pct_start=rising, cycle_momentum=False)
+from common.settings import UserError
 
 
 class Scores(NamedTuple):
@@ -443,7 +301,6 @@ class Progress(Callback):
 
     def __init__(self, label: str, training: Training, meters: Meters, examples: int):
         self.label, self.meters = label, meters
-        self.begun, self.started = training.progress, time.perf_counter()
         self.bar = tqdm(
             total=training.epochs * examples,
             initial=round(training.progress * training.epochs * examples),
@@ -479,9 +336,8 @@ class Progress(Callback):
         sys.stdout.flush()
 
     def time_left(self, training: Training) -> str:
-        """Of a run that still takes a minute or more, at the speed so far."""
-        done = training.epoch / training.epochs
-        seconds = (time.perf_counter() - self.started) * (1 - done) / (done - self.begun)
+        """Of a run that still takes a minute or more, at the speed of this epoch."""
+        seconds = training.row["seconds"] * (training.epochs - training.epoch)
         return f", about {timedelta(seconds=round(seconds))} left" if seconds >= 60 else ""
 
 

@@ -7,7 +7,7 @@ list of targets.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, count, islice
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,6 @@ from common.groups import WEIGHTED, Groups, bare_copy
 from common.models import activation_layers, conv_and_linear
 from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
-from common.settings import UserError
 from common.training import Callback, Training
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs [B, C, H, W] and labels [B]
@@ -127,21 +126,12 @@ def lowest_of_each_first(groups: Groups, score: Tensor) -> Tensor:
 
 def scoring_batches(task: Task, number: int) -> Iterator[tuple[Tensor, Tensor]]:
     """SCORING_BATCHES batches as in training, in passes of the same size, always the same for the same seed and number;
-    made when asked for."""
-    settings, seed = task.settings, data.stream(task.seed, "scoring batches", 0)
-    passes = settings.batch_size // settings.per_pass
-    batches = task.dataset.batches(settings.per_pass, seed, number, settings.augmentation)
-    return distributed.together(islice(batches, SCORING_BATCHES * passes))
-
-
-def check_scoring(task: Task) -> None:
-    """Raises UserError where there are too few training images for the scoring batches."""
-    size, count = task.settings.batch_size, len(task.dataset.train)
-    if count < SCORING_BATCHES * size:
-        raise UserError(
-            f"BATCH_SIZE: got {size}, but scores are taken over {SCORING_BATCHES} batches and there are {count} "
-            f"training images; takes at most {count // SCORING_BATCHES} here"
-        )
+    made when asked for. Where there are too few images, they come again, in another order."""
+    settings = task.settings
+    seeds = (data.stream(task.seed, "scoring batches", again) for again in count())
+    epochs = (task.dataset.batches(settings.per_pass, seed, number, settings.augmentation) for seed in seeds)
+    wanted = SCORING_BATCHES * (settings.batch_size // settings.per_pass)
+    return distributed.together(islice(chain.from_iterable(epochs), wanted))
 
 
 def prune(
@@ -178,8 +168,6 @@ class Scored(Callback):
 
     def prepare(self, training: Training):
         self.task.check(training.groups)
-        if self.criterion is not magnitude:  # which looks at the weights only
-            check_scoring(self.task)
 
 
 class AtStart(Scored):

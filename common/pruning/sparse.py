@@ -15,7 +15,7 @@ from common import data, distributed
 from common.groups import WEIGHTED, bare_copy
 from common.models import conv_and_linear
 from common.pruning.ds_pruning import planned_sparsity
-from common.pruning.scores import check_scoring, scoring_batches
+from common.pruning.scores import scoring_batches
 from common.pruning.task import Task, Unreachable
 from common.settings import UserError
 from common.training import Callback, Training
@@ -172,8 +172,6 @@ class Masked(Callback):
         self.masks: list[Tensor] = []
 
     def prepare(self, training: Training):
-        if self.first is most_salient:
-            check_scoring(self.task)
         layers = {name: m.weight for name, m in training.model.named_modules() if isinstance(m, WEIGHTED)}
         self.names, self.weights = list(layers), list(layers.values())
         count = kept(self.task.target, sum(weight.numel() for weight in self.weights))
