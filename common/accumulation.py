@@ -121,7 +121,7 @@ def line_name(row: dict) -> str:
 
 
 def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
-    """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; returns their paths."""
+    """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
     what = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
     rates = sorted({row["learning_rate"] for row in rows}) if settings.dataset == "cifar10" else []

@@ -26,8 +26,8 @@ PANELS = (
 
 
 def short(value: float) -> str:
-    """9e-08 as 9e-8."""
-    return f"{value:g}".replace("e-0", "e-")
+    """A number as it is read best: 0.01, but 9e-4."""
+    return f"{value:g}" if not 0 < value < 0.001 else np.format_float_scientific(value, trim="-", exp_digits=1)
 
 
 def places(swept: str, values: list[float]) -> dict[float, float]:
@@ -87,7 +87,8 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float],
         if shown[-1] == max(at):
             ends.append((scaled[-1], "paper, scaled", QUIET))
         else:
-            axes.annotate("paper, scaled", (at[shown[-1]], scaled[-1]), (4, 0), textcoords="offset points", color=QUIET)
+            style = {"textcoords": "offset points", "color": QUIET, "fontsize": 8}
+            axes.annotate("paper, scaled", (at[shown[-1]], scaled[-1]), (4, 0), **style)
     if panel == 2:
         axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
         ends.append((50, "coin toss", QUIET))
@@ -134,10 +135,14 @@ def sweep_figure(
         save(figure, path)
 
 
+FEW = 20
+
+
 def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> None:
     """The share of dead units that fire again, by how long they had been dead; all runs together.
 
-    Bars are Wilson's 95 % intervals as if units were independent, which those of one run are not quite.
+    A length that occurs fewer than FEW times is left out, where others are there. Bars are Wilson's 95 % intervals, as
+    if units were independent, which those of one run are not quite.
 
     Args:
         rows: as `death.return_rows` makes them.
@@ -146,7 +151,7 @@ def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> 
     found = defaultdict(lambda: np.zeros(3, dtype=int))
     for row in rows:
         found[row["dead_for"]] += [row["at_risk"], row["came_back"], row["came_back_later"]]
-    lengths = sorted(found)
+    lengths = sorted(length for length in found if found[length][0] >= FEW) or sorted(found)
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
         ends = []
@@ -173,7 +178,8 @@ def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> 
             axes.annotate(f"PATIENCE {patience}", (patience, 1), (4, -8), color=QUIET, fontsize=8, **place)
         label_ends(axes, ends)
         runs = len({tuple(value for name, value in row.items() if name not in COUNTED) for row in rows})
-        figure.suptitle(f"{title}: dead units that come back, {runs} runs", x=0.01, ha="left", fontsize=10)
+        runs = "one run" if runs == 1 else f"{runs} runs in which units died"
+        figure.suptitle(f"{title}: dead units that come back, {runs}", x=0.01, ha="left", fontsize=10)
         save(figure, path)
 
 
@@ -181,7 +187,8 @@ COUNTED = ("dead_for", "at_risk", "came_back", "came_back_later")
 
 
 def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, title: str) -> None:
-    """How the fire rates of all units are distributed: a column of panels a condition, a row an activation.
+    """How the fire rates of all units are distributed, the median dashed: a column of panels a condition, a row an
+    activation.
 
     Args:
         columns: condition -> activation -> the fire rates of its units, in [0, 1].
@@ -189,7 +196,7 @@ def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, ti
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     edges = np.linspace(0, 1, 41)
     with pyplot.rc_context(STYLE):
-        size = (0.6 + 3.1 * len(columns), 0.7 + 1.5 * len(names))
+        size = (0.6 + 3.1 * len(columns), 0.7 + 1.6 * len(names))
         figure, grid = pyplot.subplots(len(names), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
         for column, (condition, found) in zip(grid.T, columns.items(), strict=True):
             for axes, name in zip(column, names, strict=True):
@@ -203,11 +210,10 @@ def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, ti
                 axes.hist(rates, edges, weights=weights, color=colour, histtype="step", linewidth=1.0)
                 median, dead = np.median(rates), (rates == 0).mean()
                 axes.axvline(median, color=colour, linewidth=1.0, linestyle=(0, (3, 2)))
-                text = f"median {median:.2f}\nnever fire {100 * dead:.1f} %"
-                axes.text(0.98, 0.95, text, transform=axes.transAxes, ha="right", va="top", fontsize=8, color=colour)
-                axes.set_title(f"{name}, {condition}")
-        for axes in grid[-1]:
-            axes.set_xlabel("Fire rate in the last epoch")
+                axes.set_title(f"{name}, {condition}\nnever fire {100 * dead:.1f} %, median {median:.2f}")
+            lowest = [axes for axes in column if axes.axison][-1]
+            lowest.set_xlabel("Fire rate in the last epoch")
+            lowest.tick_params(labelbottom=True)
         for axes in grid[:, 0]:
             axes.set_ylabel("Units (%)")
         grid[0, 0].set_xlim(0, 1)
