@@ -1,46 +1,70 @@
-"""Which units of a ResNet-50 die while it trains on your own images?
+"""How accurate is a ResNet-50 on ImageNet with 80 or 90 % of its weights removed, by every criterion?
 
-    python Imagenet.py --data-dir FOLDER --image-size 64     FOLDER with train/ and val/, one subfolder a class
+    python Imagenet.py --data-dir /path/to/imagenet
+    torchrun --nproc-per-node=8 Imagenet.py --data-dir ...          one machine, a process for each of its 8 GPUs
+    torchrun --nnodes=4 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 Imagenet.py --data-dir ...
+    python Imagenet.py --data-dir FOLDER --no-pretrained --image-size 64 --epochs 2 --batch-size 16     a rehearsal
 
-The images are read once and held in memory at IMAGE_SIZE; a folder that does not fit is refused before it is read.
-Every constant below is also a flag, see --help.
+The folder has train/ and val/ (or test/), one subfolder of images a class; images are read by worker processes while
+the network trains. BATCH_SIZE and the learning rates are those of a whole step over all processes, which share it
+equally. Every constant below is also a flag, see --help.
 """
 
-from pathlib import Path
+from common import accumulation, imagenet_study, settings
 
-from common import accumulation, settings
-
-STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
+STUDY = "imagenet"  # imagenet: every method at every sparsity; accumulation: dead and dying units by epoch
 DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
+DEVICE = "auto"  # auto, cpu or cuda (cuda:N in a single process)
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 SEEDS = [0]  # one run each; they set initial weights, order and augmentation
 
 ACTIVATION = "relu"  # relu, leaky-relu or swish
 WIDTH = 64  # channels of the first stage's 3x3 convolutions
 STEM = "imagenet"  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
+PRETRAINED = True  # begin with torchvision's weights, from TORCH_HOME or downloaded
 EPOCHS = 200  # passes over the training images
-BATCH_SIZE = 128  # examples a step
-LEARNING_RATES = [0.01]  # one run each; the highest of its schedule
+BATCH_SIZE = 128  # examples a step, in all processes together
+MICRO_BATCH = 0  # examples in one forward pass of a process, whose gradients a step sums up; 0: its whole share
+PRUNING_LEARNING_RATE = 0.01  # of the imagenet study; the highest of its schedule
+LEARNING_RATES = [0.01]  # of the accumulation study, one run each
 SCHEDULE = "one-cycle"  # constant or one-cycle
+LEARNING_RATE_WARMUP = 0.0  # epochs in which the learning rate rises; 0: none, or three tenths of a one-cycle
+LABEL_SMOOTHING = 0.0  # share of every label that is spread over all classes
 MOMENTUM = 0.9  # of SGD
 WEIGHT_DECAY = 5e-4  # of SGD, on all parameters
-GRADIENT_CLIP = 0.0  # largest gradient norm; 0: no clipping
-NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element
+GRADIENT_CLIP = 0.0  # largest gradient norm in the accumulation study; 0: no clipping
+NOISE_STD = 0.0  # deviation of Gaussian noise on every gradient element in the accumulation study
 REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-AUGMENTATION = ["crop", "flip"]  # any of crop, flip, cutout
-IMAGE_SIZE = 224  # pixels a side that the images are resized to
-WORKERS = 2  # threads that read the images
+AUGMENTATION = ["crop", "flip"]  # any of crop (random resized crop), flip, cutout
+IMAGE_SIZE = 224  # pixels a side of the crops
+WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself
+CHECKPOINT_STEPS = 1000  # steps between two checkpoints within an epoch; 0: only after every epoch
+
+METHODS = [
+    "dense",
+    "snap",
+    "cropit-s",
+    "earlysnap",
+    "earlycrop-s",
+    "ds-pruning",
+    "magnitude-unstructured",
+    "saliency",
+    "set",
+    "rigl",
+]  # what the imagenet study compares
+SPARSITIES = [0.8, 0.9]  # its targets, as shares of all weights
+WARMUP = 0.05  # share of training after which DS-Pruning begins to remove units
+SETTLE = 0.4  # share of training after which it is at its target
+PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 
 
 def main() -> int:
-    constants = settings.read(globals(), studies=("accumulation",))
-    if not Path(constants.data_dir).is_dir():
-        raise settings.UserError(f"DATA_DIR: got {constants.data_dir!r}, takes a folder with train/ and val/")
-    constants.dataset = constants.data_dir
-    return accumulation.study(constants, "resnet50")
+    constants = settings.read(globals(), ("imagenet", "accumulation"), processes=True)
+    if constants.study == "imagenet":
+        return imagenet_study.study(constants)
+    return accumulation.study(constants, "resnet50", imagenet_study.load, imagenet_study.constants(constants))
 
 
 if __name__ == "__main__":

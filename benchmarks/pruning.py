@@ -45,7 +45,7 @@ def train(constants, dataset, network: dict, target: float) -> tuple[float, trai
     augmentation = settings.PROTOCOLS["cpu"]["augmentation"]
     training.train(
         run,
-        lambda epoch: data.batches(dataset, constants.batch_size, 0, epoch, augmentation),
+        lambda epoch: dataset.batches(constants.batch_size, 0, epoch, augmentation),
         [meters, *pruning, watching, Clock()],
     )
     return sum(seconds), run
@@ -85,6 +85,9 @@ def main():
         momentum=0.9,
         weight_decay=5e-4,
         schedule="one-cycle",
+        passes=1,
+        per_pass=128,
+        **settings.ABSENT,
     )
     dataset = data.load(constants)
     dataset.train = data.Split(dataset.train.images[: options.images], dataset.train.labels[: options.images])
@@ -96,7 +99,7 @@ def main():
     after, _ = train(constants, dataset, network, 0.0)
 
     small = pruned.groups.compact(pruned.model)
-    inputs, labels = next(data.batches(dataset, 128, 0, 0, ()))
+    inputs, labels = next(dataset.batches(128, 0, 0, ()))
     padded_step = step_seconds(pruned, pruned.model.train(), inputs, labels)
     compact_step = step_seconds(pruned, small.train(), inputs, labels)
     dense_step = step_seconds(dense, dense.model.train(), inputs, labels)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torchvision
 
-from common import data, death, figures, report, units
+from common import data, death, distributed, figures, report, units
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
 from common.runs import Run, read_csv, write_csv, write_text
 from common.training import Callback, Diverged, fit
@@ -283,21 +283,31 @@ def summary(rows: list[dict]) -> str:
     return report.table(header.split(), lines)
 
 
-def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
-    """Trains, writes accumulation.csv and the figures, prints a table. Returns the exit status."""
-    dataset = data.load(settings)
-    shared = common_config(settings, dataset, network)
+def study(settings: SimpleNamespace, network: str = "resnet18", load=data.load, more: dict | None = None) -> int:
+    """Trains, writes accumulation.csv and the figures, prints a table. Returns the exit status.
+
+    Args:
+        load: what makes the dataset of the settings.
+        more: what else the results depend on.
+    """
+    dataset = distributed.everywhere(lambda: load(settings))
+    shared = {**common_config(settings, dataset, network), **(more or {})}
     finals, failures = train_all(settings, dataset, shared)
     if finals:
-        rows = rows_of(settings, finals)
-        folder = settings.output_dir / settings.script
-        folder.mkdir(exist_ok=True)
-        write_csv(folder / "accumulation.csv", COLUMNS, rows)
-        made = provenance(shared)
-        write_text(folder / "accumulation.json", json.dumps(made, indent=1) + "\n")
-        paths = [*draw(settings, rows, finals, folder), *compare(settings)]
-        print(f"\n{summary(rows)}\n\ntable: {folder / 'accumulation.csv'}")
-        print("".join(f"figure: {path}\n" for path in paths), end="")
+        distributed.by_first(lambda: present(settings, shared, finals))
     for failure in failures:
         print(f"error: not finished: {failure}", file=sys.stderr)
     return 2 if failures else 0
+
+
+def present(settings: SimpleNamespace, shared: dict, finals: list[dict]) -> None:
+    """The table and the figures, and where they are."""
+    rows = rows_of(settings, finals)
+    folder = settings.output_dir / settings.script
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / "accumulation.csv", COLUMNS, rows)
+    made = provenance(shared)
+    write_text(folder / "accumulation.json", json.dumps(made, indent=1) + "\n")
+    paths = [*draw(settings, rows, finals, folder), *compare(settings)]
+    print(f"\n{summary(rows)}\n\ntable: {folder / 'accumulation.csv'}")
+    print("".join(f"figure: {path}\n" for path in paths), end="")

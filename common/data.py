@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
 from pathlib import Path
@@ -60,6 +60,45 @@ class Dataset:
         _, height, width, channels = self.train.images.shape
         return torch.zeros(1, channels, height, width)
 
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return -(-(len(self.train) - 1) // batch_size)
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augmentation: tuple[str, ...],
+        first: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of the training split, shuffled and augmented: inputs float32 [B, C, H, W], labels int64 [B].
+
+        Crops move by up to an eighth of the image, Cutout's side is half of it (4 and 16 at 32 pixels). The last batch
+        holds what is left; an example left alone is left out, since batch norm needs two. Of several processes, each
+        takes its turn in whole rounds; `first` is the first batch of its own that is wanted.
+        """
+        count, height, width, _ = self.train.images.shape
+        border = height // 8 if "crop" in augmentation else 0
+        bordered = self.train.with_border(border)
+        draws = Draws.of(count, height, width, border, seed, epoch, bordered.device)
+        starts = range(0, count - 1, batch_size)
+        for start in starts[: len(starts) // ranks * ranks][rank::ranks][first:]:
+            part = draws.part(start, start + batch_size)
+            inputs = normalise(crop_and_flip(bordered, part, height, width, "flip" in augmentation), self)
+            if "cutout" in augmentation:
+                inputs = cutout(inputs, part, height // 2)
+            yield inputs, self.train.labels[part.order]
+
+    def evaluation_batches(
+        self, rank: int = 0, ranks: int = 1, batch_size: int = 1000
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
+        for start in range(0, len(self.test), batch_size)[rank::ranks]:
+            images = self.test.images[start : start + batch_size]
+            yield normalise(images, self), self.test.labels[start : start + batch_size]
+
 
 def stream(seed: int, purpose: str, epoch: int) -> int:
     """A seed of its own for every purpose and epoch."""
@@ -103,21 +142,30 @@ def digits() -> tuple:
     return (split[0], split[2]), (split[1], split[3]), [str(digit) for digit in range(10)]
 
 
+def decode(path: str) -> Image.Image:
+    """One image file of any mode, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be
+    anything when the file is damaged."""
+    with Image.open(path) as image:
+        image.load()
+        with suppress(Exception):  # of an image that is whole but for the rest of its EXIF
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith(("I", "F")):  # 16 bits and more: PIL would clip where it should scale
+            values = np.asarray(image, dtype=np.float64)
+            image = Image.fromarray(np.uint8(values * (255 / max(values.max(), 65535))))
+        if image.mode == "P" and "transparency" in image.info:  # PIL would warn
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+
+
 def read_image(path: str, size: int) -> np.ndarray:
-    """One image file of any mode as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
+    """One image file as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
 
     Raises:
         UserError: naming the file, when it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16 bits and more: PIL would clip where it should scale
-                values = np.asarray(image, dtype=np.float64)
-                image = Image.fromarray(np.uint8(values * (255 / max(values.max(), 65535))))
-            image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
+    except Exception as error:
         raise UserError(f"DATASET: the image {path} is damaged ({error}); replace or delete it") from None
 
 
@@ -270,34 +318,3 @@ def cutout(inputs: Tensor, draws: Draws, size: int) -> Tensor:
 
     rows, columns = inside(draws.centre_y, inputs.shape[2]), inside(draws.centre_x, inputs.shape[3])
     return inputs.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
-
-
-def batches(
-    dataset: Dataset, batch_size: int, seed: int, epoch: int, augmentation: tuple[str, ...]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of the training split, shuffled and augmented: inputs float32 [B, C, H, W], labels int64 [B].
-
-    Crops move by up to an eighth of the image, Cutout's side is half of it (4 and 16 at 32 pixels). The last batch
-    holds what is left; an example left alone is left out, since batch norm needs two.
-    """
-    count, height, width, _ = dataset.train.images.shape
-    border = height // 8 if "crop" in augmentation else 0
-    bordered = dataset.train.with_border(border)
-    draws = Draws.of(count, height, width, border, seed, epoch, bordered.device)
-    for start in range(0, count - 1, batch_size):
-        part = draws.part(start, start + batch_size)
-        inputs = normalise(crop_and_flip(bordered, part, height, width, "flip" in augmentation), dataset)
-        if "cutout" in augmentation:
-            inputs = cutout(inputs, part, height // 2)
-        yield inputs, dataset.train.labels[part.order]
-
-
-def batches_per_epoch(count: int, batch_size: int) -> int:
-    return -(-(count - 1) // batch_size)
-
-
-def evaluation_batches(dataset: Dataset, batch_size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-    """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
-    for start in range(0, len(dataset.test), batch_size):
-        images = dataset.test.images[start : start + batch_size]
-        yield normalise(images, dataset), dataset.test.labels[start : start + batch_size]

@@ -34,7 +34,8 @@ class GradientClip(Callback):
 
 
 class GradientNoise(Callback):
-    """Adds N(0, deviation^2) to every element of the gradient. The noise depends on seed and epoch only."""
+    """Adds N(0, deviation^2) to every element of the gradient, the same in all processes. The noise depends on seed and
+    epoch only."""
 
     def __init__(self, deviation: float, seed: int, device: torch.device):
         self.deviation, self.seed = deviation, seed
@@ -49,3 +50,10 @@ class GradientNoise(Callback):
         noise = torch.empty(sum(sizes), device=training.device).normal_(0, self.deviation, generator=self.generator)
         parts = zip(noise.split(sizes), gradients, strict=True)
         torch._foreach_add_(gradients, [part.view(gradient.shape) for part, gradient in parts])
+
+    def state(self) -> dict:
+        return {"generator": self.generator.get_state()}
+
+    def restore(self, training: Training, state: dict):
+        if state:  # a checkpoint of an earlier version has none
+            self.generator.set_state(state["generator"].cpu())

@@ -132,12 +132,14 @@ class Groups:
             self._cache[key] = index.where(alive[index], len(self)).to(flat.device)
         return flat.new_zeros(len(self) + 1).index_add_(0, self._cache[key], flat)[:-1]
 
-    def all_dead(self, dead: dict[str, Tensor]) -> Tensor:
-        """bool [G]: the candidates all of whose units are dead, from a bool [channels] for every activation layer."""
-        if missing := self.layer_units.keys() - dead.keys():
-            raise GroupError(f"dead or alive is not known of the units of {', '.join(sorted(missing))}")
-        count = self.total({name: dead[name].to("cpu", torch.int64) for name in self.layer_units})
-        return (count == self.units) & self.candidates
+    def all_dead(self, dead: Tensor, layers: Sequence[str]) -> Tensor:
+        """bool [G]: the candidates all of whose units are dead.
+
+        dead: bool [U], every unit of the dense network. layers: its activation layers in the order of `dead`.
+        """
+        owners = torch.cat([self.outputs[name] for name in layers])
+        counts = torch.bincount(owners[dead.cpu()], minlength=len(self) + 1)[:-1]
+        return (counts == self.units) & self.candidates
 
     # Surgery.
 

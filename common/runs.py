@@ -5,11 +5,13 @@ import fcntl
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from common import distributed
 from common.settings import UserError
 
 FORMAT = 1  # raised when the same constants come to mean another training
@@ -83,10 +85,13 @@ def load(path: Path) -> dict:
 
 
 class Run:
-    """The folder of one run, named after its constants.
+    """The folder of one run, named after its constants; of several processes, only the first reads and writes it.
 
-    config.json says what is trained, log.csv has a row for each finished epoch, checkpoint.pt is the state after the
-    last one, and final.pt, which only a finished run has, holds weights and measurements.
+    config.json says what is trained, log.csv has a row for each finished epoch, checkpoint.pt is the last state kept,
+    and final.pt, which only a finished run has, holds weights and measurements.
+
+    Raises:
+        UserError: when the folder cannot be made, or the processes want different runs.
     """
 
     def __init__(self, parent: Path, label: str, config: dict):
@@ -94,38 +99,68 @@ class Run:
         text = json.dumps(self.config, indent=1, sort_keys=True)
         self.label = label
         self.folder = parent / f"{label.replace(' ', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+        if distributed.differing(distributed.digest(text.encode())):
+            raise UserError(f"{label}: the processes were started with different constants or images")
+        distributed.by_first(lambda: self.make_folder(text))
+
+    def make_folder(self, text: str) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / "config.json", text + "\n")
 
     @contextmanager
     def locked(self):
-        """Keeps a second process from training the same run.
+        """Keeps a second command from training the same run.
 
         Raises:
             UserError: when another one is doing it.
         """
-        with open(self.folder / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is training {self.folder}; wait for it or move RUN_DIR") from None
+        with ExitStack() as stack:
+            distributed.by_first(lambda: self.lock(stack))
             yield
 
+    def lock(self, stack: ExitStack) -> None:
+        file = open(self.folder / "lock", "w")  # noqa: SIM115
+        stack.callback(file.close)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is training {self.folder}; wait for it or move RUN_DIR") from None
+
     def final(self) -> dict | None:
-        path = self.folder / "final.pt"
-        return load(path) if path.exists() else None
+        return self.read("final.pt")
 
     def checkpoint(self) -> dict | None:
-        path = self.folder / "checkpoint.pt"
-        return load(path) if path.exists() else None
+        return self.read("checkpoint.pt")
+
+    def read(self, name: str) -> dict | None:
+        """A file of this folder, where it has it.
+
+        Raises:
+            UserError: when it is damaged, or of a run with other constants.
+        """
+        path = self.folder / name
+        state = distributed.by_first(lambda: load(path) if path.exists() else None)
+        if state is not None and (different := self.other_constants(state)):
+            raise UserError(f"{path} is of another configuration ({different}); delete it or move RUN_DIR")
+        return state
+
+    def other_constants(self, state: dict) -> str:
+        """The names of the constants that a file's run had otherwise."""
+        dumped = partial(json.dumps, sort_keys=True)
+        theirs = state.get("config", self.config)  # checkpoints of earlier versions do not say
+        names = sorted(theirs.keys() | self.config.keys())
+        return ", ".join(n for n in names if dumped(theirs.get(n)) != dumped(self.config.get(n)))
 
     def save_checkpoint(self, state: dict) -> None:
-        write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file))
+        distributed.by_first(lambda: write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file)))
 
     def save_final(self, state: dict) -> None:
+        distributed.by_first(lambda: self.finish(state))
+
+    def finish(self, state: dict) -> None:
         write(self.folder / "final.pt", lambda file: torch.save(state, file))
         (self.folder / "checkpoint.pt").unlink(missing_ok=True)
 
     def save_log(self, rows: list[dict]) -> None:
         if rows:
-            write_csv(self.folder / "log.csv", list(rows[0]), rows)
+            distributed.by_first(lambda: write_csv(self.folder / "log.csv", list(rows[-1]), rows))

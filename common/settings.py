@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 
+from common import distributed
 from common.models import ACTIVATIONS, STEMS
 
 AUGMENTATIONS = ("crop", "flip", "cutout")
@@ -35,6 +36,14 @@ PROTOCOLS = {
     "cpu": {**CIFAR_RECIPE, "width": 16, "epochs": 10, "augmentation": AUGMENTATIONS},
     # A mirrored digit is another sign, and Cutout hides a third of an 8x8 one: crops only.
     "quick": {**CIFAR_RECIPE, "width": 8, "epochs": 3, "batch_size": 32, "augmentation": ("crop",)},
+}
+# Constants that some scripts do not have, and what their absence means.
+ABSENT = {
+    "micro_batch": 0,
+    "learning_rate_warmup": 0.0,
+    "label_smoothing": 0.0,
+    "checkpoint_steps": 0,
+    "pretrained": False,
 }
 
 
@@ -115,6 +124,11 @@ KINDS = {
     "EXTEND": TRUTH,
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
+    "MICRO_BATCH": number(lambda v: v >= 0 and v != 1, "0 or a whole number > 1", whole),
+    "LEARNING_RATE_WARMUP": FROM_ZERO,
+    "LABEL_SMOOTHING": number(lambda v: 0 <= v < 1, "a number in [0, 1)"),
+    "CHECKPOINT_STEPS": NATURAL,
+    "PRETRAINED": Kind(truth, lambda v: True, "True or False"),
     "IMAGE_SIZE": number(lambda v: v >= 8, "a whole number >= 8", whole),
     "WORKERS": NATURAL,
 }
@@ -186,14 +200,22 @@ def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) 
 
 
 def pick_device(name: str) -> torch.device:
+    """Of several processes on a machine, each gets a CUDA device of its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise UserError(f"DEVICE: got {name!r}, takes {KINDS['DEVICE'].takes}")
+    if device.type == "cuda" and distributed.ranks() > 1:
+        if device.index is not None or distributed.processes_here() > torch.cuda.device_count():
+            raise UserError(
+                f"DEVICE: got {name!r} for {distributed.processes_here()} processes on a machine where torch sees "
+                f"{torch.cuda.device_count()} CUDA devices; takes auto, cpu or cuda, and as many processes as devices"
+            )
+        return torch.device("cuda", distributed.local_rank())
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; takes auto, cpu"
@@ -223,7 +245,27 @@ def folder_for(name: str, path: Path) -> Path:
     return path
 
 
-def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | None = None) -> SimpleNamespace:
+def passes_of(batch_size: int, micro_batch: int) -> int:
+    """How many forward passes of each process make a step.
+
+    Raises:
+        UserError: when the processes cannot share a batch equally.
+    """
+    ranks = distributed.ranks()
+    at_once = ranks * micro_batch if micro_batch else ranks
+    if batch_size % at_once or batch_size // at_once * max(micro_batch, 1) < 2:
+        of = f" in passes of MICRO_BATCH {micro_batch}" if micro_batch else ""
+        least = at_once if micro_batch else 2 * ranks
+        raise UserError(
+            f"BATCH_SIZE: got {batch_size}, which {ranks} process{'es' * (ranks > 1)} cannot share equally{of}; "
+            f"takes a multiple of {at_once}, {least} or more"
+        )
+    return batch_size // at_once if micro_batch else 1
+
+
+def read(
+    script_globals: dict, studies: tuple[str, ...], arguments: list[str] | None = None, processes: bool = False
+) -> SimpleNamespace:
     """The settings of a script: its constants, the command line's flags in their place, for None the study's or the
     protocol's.
 
@@ -231,15 +273,19 @@ def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | 
         script_globals: the script's `globals()`; its BY_STUDY says what NAMEs that are None become in a study.
         studies: the studies the script has.
         arguments: the command line, `sys.argv[1:]` by default.
+        processes: whether the script runs under torchrun, in several processes; they have joined on return.
 
     Returns:
         One attribute for each constant (lower case), and `script` (its name), `device` (torch.device),
-        `precision` (`bf16` or `fp32`), `output_dir` and `run_dir` (Path, writable).
+        `precision` (`bf16` or `fp32`), `output_dir` and `run_dir` (Path, writable), `per_pass` (examples in one forward
+        pass of a process) and `passes` (of a process in a step).
 
     Raises:
         UserError: for the first constant that is wrong; nothing has been computed then.
     """
     script = Path(script_globals["__file__"])
+    if distributed.ranks() > 1 and not processes:
+        raise UserError(f"{script.name} is for one process: start it without torchrun (Imagenet.py runs in several)")
     values = parse(script, script_globals["__doc__"], script_globals, arguments)
     values = {name: value if value is None else check(name.upper(), value) for name, value in values.items()}
     if values["study"] not in studies:
@@ -255,8 +301,14 @@ def read(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | 
     for name, value in PROTOCOLS.get(values.get("protocol"), {}).items():
         if values[name] is None:
             values[name] = value
-    values["output_dir"] = folder_for("OUTPUT_DIR", Path(values["output_dir"]))
-    values["run_dir"] = folder_for("RUN_DIR", Path(values["run_dir"]))
+    values = ABSENT | values
+    values["passes"] = passes_of(values["batch_size"], values["micro_batch"])
+    values["per_pass"] = values["batch_size"] // (values["passes"] * distributed.ranks())
+    distributed.join(values["device"])
+    for name in ("output_dir", "run_dir"):
+        folder = Path(values[name])
+        distributed.by_first(lambda name=name, folder=folder: folder_for(name.upper(), folder))
+        values[name] = folder
     return SimpleNamespace(script=script.stem, **values)
 
 
@@ -282,7 +334,9 @@ def run(main: Callable[[], int | None]) -> int:
     Interrupts.seen = False
     before = signal.signal(signal.SIGINT, Interrupts.note)
     try:
-        return report_errors(main)
+        status = report_errors(main)
+        distributed.leave(status)
+        return status
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -300,6 +354,11 @@ def report_errors(main: Callable[[], int | None]) -> int:
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not distributed.is_lost(error):
+            raise
+        print("error: another process of this run has ended; its own line says why", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,6 +41,7 @@ COLUMNS = [
     "seconds",
 ]
 STUDIES = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
+MEASURES = {**STUDIES, "imagenet": "weight"}
 
 
 class Cost(Callback):
@@ -55,7 +57,7 @@ class Cost(Callback):
             self.known = known
             small = training.groups.compact(training.model)
             self.forward = sparsity.forward_flops(small, self.example, training.densities)
-        self.flops += 3 * self.forward * len(training.labels)
+        self.flops += 3 * self.forward * training.examples
 
     def state(self) -> dict:
         return {"flops": self.flops}
@@ -80,11 +82,14 @@ def check(settings: SimpleNamespace) -> None:
         raise UserError(f"REGULARIZATION: got {len(settings.regularization)} values, takes one in a sparsity study")
 
 
-def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target: float, seed: int) -> dict:
-    """One run of one method, and before it the run whose result it needs; returns what final.pt holds."""
+def train_one(settings, dataset, shared: dict, method: str, target: float, seed: int, more: Sequence = ()) -> dict:
+    """One run of one method, and before it the run whose result it needs; returns what final.pt holds.
+
+    more: callbacks of the caller's own.
+    """
     needs = train_one(settings, dataset, shared, NEEDS[method], target, seed) if method in NEEDS else None
     multiple = {"cpu": 16, "cuda": 8}[settings.device.type]
-    task = Task(target, STUDIES[settings.study], seed, multiple, settings, needs, dataset)
+    task = Task(target, MEASURES[settings.study], seed, multiple, settings, needs, dataset)
     rate, strength = settings.pruning_learning_rate, settings.regularization[0]
     config = {
         **shared,
@@ -98,11 +103,13 @@ def train_one(settings, dataset: data.Dataset, shared: dict, method: str, target
     if "ds-pruning" in (method, NEEDS.get(method)):
         config["constants"] = vars(Constants.of(settings))
     elif method == "magnitude":  # along the same plan
-        config["constants"] = {"warmup": settings.warmup, "settle": settings.settle}
+        plan = Constants.of(settings)
+        config["constants"] = {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
     parts = [
         *METHODS[method](task),
         BatchNormPull(strength) if strength else None,
         Cost(dataset.example),
+        *more,
     ]
     label = f"{method} {target:g} seed {seed}" if target else f"{method} seed {seed}"
     run = Run(settings.run_dir / settings.script / settings.study, label, config)
@@ -139,7 +146,8 @@ def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
     size = sparsity.measure(model, dataset.example, final.get("Masked", {}).get("densities"))
     full = sparsity.measure(dense, dataset.example)
     seconds = sum(row["seconds"] for row in final["rows"])
-    examples = settings.epochs * len(dataset.train)
+    in_steps = dataset.steps_per_epoch(settings.batch_size) * settings.batch_size
+    examples = settings.epochs * min(len(dataset.train), in_steps)
     return {
         "script": settings.script,
         "method": config["method"],
@@ -224,7 +232,7 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
 def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
     """What `report.course_figure` shows of a DS-Pruning run."""
     found = {name: final["DSPruning"][name] for name in ("log", "couplings", "widths", "dense_widths")}
-    steps = settings.epochs * data.batches_per_epoch(len(dataset.train), settings.batch_size)
+    steps = settings.epochs * dataset.steps_per_epoch(settings.batch_size)
     return {**found, "steps": steps}
 
 

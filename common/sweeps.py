@@ -92,7 +92,8 @@ def train_one(settings: SimpleNamespace, dataset: data.Dataset, shared: dict, po
     rate, strength, seed = (own[name] for name in ("learning_rate", "regularization", "seed"))
     label = f"batch {own['batch_size']} epochs {own['epochs']} {accumulation.label(rate, strength, seed)}"
     run = Run(settings.run_dir / settings.script / "sweeps", label, {**shared, **own})
-    here = SimpleNamespace(**{**vars(settings), "batch_size": own["batch_size"], "epochs": own["epochs"]})
+    size = dict.fromkeys(("batch_size", "per_pass"), own["batch_size"])
+    here = SimpleNamespace(**{**vars(settings), **size, "epochs": own["epochs"]})
     extra = [*accumulation.changes(settings, strength, seed), death.AtEnd()]
     return fit(here, dataset, run, shared["network"], rate, seed, extra)
 

@@ -3,17 +3,21 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from common import data, units
+from common import data, distributed, units
 from common.groups import Groups, find_groups
 from common.models import build
+from common.pretrained import load_weights
 from common.runs import Run
 from common.settings import Interrupts, UserError
 
@@ -33,16 +37,27 @@ class Training:
     steps_per_epoch: int
     precision: str
     device: torch.device
+    passes: int = 1  # forward passes of a process in a step, whose gradients are averaged
+    label_smoothing: float = 0.0
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of this epoch
-    loss: Tensor | None = None  # of the present step, on the device
+    examples: int = 0  # of the present step, in all processes
+    loss: Tensor | None = None  # of the present pass, on the device
     logits: Tensor | None = None
     labels: Tensor | None = None
     groups: Groups | None = None  # where channels may be cut out
+    masks: list[Tensor] = field(default_factory=list)  # over single weights
     densities: dict[str, float] = field(default_factory=dict)  # layer -> share of its weights that masks keep
     watch: units.UnitWatch | None = None
     counts: units.Counts | None = None  # of the epoch before
     row: dict = field(default_factory=dict)  # what is measured of the epoch that ends
+
+    def __post_init__(self):
+        self.parallel = distributed.Parallel(self.model)
+
+    def network(self, last: bool) -> nn.Module:
+        """What to call in a step's last pass, and in those before."""
+        return self.parallel.network(self.groups.version if self.groups else 0, last)
 
     @property
     def total_steps(self) -> int:
@@ -66,7 +81,9 @@ class Callback:
 
     def on_epoch_start(self, training: Training): ...
 
-    def on_gradients(self, training: Training): ...
+    def on_pass(self, training: Training): ...  # one backward pass is over; a step has one or several
+
+    def on_gradients(self, training: Training): ...  # those of the step, the same in all processes
 
     def on_step(self, training: Training): ...
 
@@ -79,61 +96,103 @@ class Callback:
 
 
 def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]], callbacks: list[Callback]):
-    """Minimises the cross-entropy, from the epoch that `training` is in to its last.
+    """Minimises the cross-entropy, from the epoch and step that `training` is in to its last.
 
     Args:
-        batches: epoch -> its batches, inputs [B, C, H, W] and labels [B].
+        batches: epoch -> this process's batches from the present step on, inputs [B, C, H, W] and labels [B]; each is
+            one pass.
     """
-    model, optimizer = training.model, training.optimizer
-    if training.epoch == 0:
+
+    def call(point: str):
         for callback in callbacks:
-            callback.on_start(training)
+            getattr(callback, point)(training)
+
+    if training.epoch == training.step == 0:
+        call("on_start")
     while training.epoch < training.epochs:
-        model.train()
-        training.step, training.row = 0, {}
-        for callback in callbacks:
-            callback.on_epoch_start(training)
-        for inputs, labels in batches(training.epoch):
+        training.model.train()
+        if training.step == 0:
+            training.row = {}
+            call("on_epoch_start")
+        for number, (inputs, labels) in enumerate(batches(training.epoch)):
+            first, last = number % training.passes == 0, (number + 1) % training.passes == 0
             training.labels = labels
+            training.examples = (0 if first else training.examples) + len(labels) * distributed.ranks()
+            network = training.network(last)
             with training.autocast():
-                training.logits = model(inputs)
-                training.loss = functional.cross_entropy(training.logits, training.labels)
-            training.loss.backward()
-            for callback in callbacks:
-                callback.on_gradients(training)
-            optimizer.step()
-            optimizer.zero_grad()
+                training.logits = network(inputs)
+                training.loss = functional.cross_entropy(
+                    training.logits, labels, label_smoothing=training.label_smoothing
+                )
+            (training.loss / training.passes).backward()
+            call("on_pass")
+            if not last:
+                continue
+            call("on_gradients")
+            training.optimizer.step()
+            training.optimizer.zero_grad()
             training.scheduler.step()
             training.step += 1
-            for callback in callbacks:
-                callback.on_step(training)
+            call("on_step")
             Interrupts.check()
         training.epoch += 1
-        for callback in callbacks:
-            callback.on_epoch_end(training)
+        call("on_epoch_end")
+        training.step = 0
 
 
-def sgd(model: nn.Module, learning_rate: float, momentum: float, weight_decay: float, schedule: str, steps: int):
-    """SGD and its schedule: `constant`, or `one-cycle` up to `learning_rate` and down to 0 (Smith & Topin 2018)."""
+def sgd(
+    model: nn.Module,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    schedule: str,
+    steps: int,
+    warmup: int = 0,
+):
+    """SGD and its schedule: `constant`, or `one-cycle` up to `learning_rate` and down to 0 (Smith & Topin 2018).
+
+    warmup: steps in which the learning rate rises, linearly where it is constant afterwards; 0: none, or the three
+    tenths of the one-cycle.
+    """
     optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+    if schedule == "constant" and warmup:
+        return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
     if schedule == "constant":
         return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0, 1)
     one_cycle = torch.optim.lr_scheduler.OneCycleLR
-    return optimizer, one_cycle(optimizer, learning_rate, total_steps=steps + 1, cycle_momentum=False)
+    rising = min((warmup + 1) / (steps + 1), 0.99) if warmup else 0.3
+    return optimizer, one_cycle(optimizer, learning_rate, total_steps=steps + 1, pct_start=rising, cycle_momentum=False)
+
+
+class Scores(NamedTuple):
+    """Over the test split: mean cross-entropy, and the shares of examples in [0, 1] whose class is the network's first
+    choice, or among its first five."""
+
+    loss: float
+    top1: float
+    top5: float
 
 
 @torch.no_grad()
-def evaluate(training: Training, dataset: data.Dataset) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in [0, 1] over the test split."""
+def evaluate(training: Training, dataset: data.Dataset) -> Scores:
+    """Each process takes its share of the examples; all get the result of the whole."""
+    distributed.average_statistics(training.model)
     training.model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=training.device)
-    for inputs, labels in data.evaluation_batches(dataset):
-        with training.autocast():
-            logits = training.model(inputs)
-        sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
-        sums[1] += (logits.argmax(1) == labels).sum()
-    loss, correct = (sums / len(dataset.test)).tolist()
-    return loss, correct
+    sums = torch.zeros(4, dtype=torch.float64, device=training.device)
+
+    def own_share():
+        for inputs, labels in dataset.evaluation_batches(distributed.rank(), distributed.ranks()):
+            with training.autocast():
+                logits = training.model(inputs)
+            best = logits.topk(min(5, logits.shape[1])).indices
+            sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
+            sums[1] += (logits.argmax(1) == labels).sum()
+            sums[2] += (best == labels[:, None]).sum()
+            sums[3] += len(labels)
+
+    distributed.everywhere(own_share)
+    loss, top1, top5, count = distributed.total(sums).tolist()
+    return Scores(loss / count, top1 / count, top5 / count)
 
 
 # Measuring -------------------------------------------------------------------------------------------------------
@@ -142,11 +201,12 @@ def evaluate(training: Training, dataset: data.Dataset) -> tuple[float, float]:
 class Meters(Callback):
     """Training loss and accuracy of the epoch, summed on the device; stops the run when the loss is not finite.
 
-    The host reads the sums without waiting for the device: in mid-epoch it may see those of a moment ago.
+    The host reads the sums without waiting for the device: in mid-epoch it may see those of a moment ago. They are
+    those of this process until the epoch ends.
     """
 
     def __init__(self, device: torch.device):
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # loss, correct, examples, steps, finite steps
+        self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # loss, correct, examples, passes, finite passes
         self.copy = torch.zeros(5, dtype=torch.float64, pin_memory=device.type == "cuda")
         self.copied = torch.cuda.Event() if device.type == "cuda" else None
         self.finite = torch.ones((), dtype=torch.bool, device=device)
@@ -157,7 +217,7 @@ class Meters(Callback):
         self.started = time.perf_counter()
 
     @torch.no_grad()
-    def on_gradients(self, training: Training):
+    def on_pass(self, training: Training):
         count = len(training.labels)
         self.finite &= training.loss.isfinite()
         self.sums[0] += training.loss * count
@@ -172,25 +232,45 @@ class Meters(Callback):
             self.copy.copy_(self.sums)
         elif not self.copied.query():
             return None
-        means = self.means(self.copy.tolist(), training.epoch + 1) if self.copy[2] > 0 else None
+        seen = self.copy.tolist()
+        if seen[2] and distributed.ranks() == 1:  # of several processes, none may stop alone
+            self.check(seen, training)
         if self.copied is not None:
             self.copy.copy_(self.sums, non_blocking=True)
             self.copied.record()
-        return means
+        return (seen[0] / seen[2], seen[1] / seen[2]) if seen[2] else None
 
     @staticmethod
-    def means(sums: list[float], epoch: int) -> tuple[float, float]:
-        loss, correct, examples, steps, finite_steps = sums
-        if finite_steps < steps:
+    def check(sums: list[float], training: Training, epochs_done: int = 0) -> None:
+        *_, passes, finite = sums
+        if finite < passes:
+            step = int(finite / (training.passes * distributed.ranks())) + 1
             raise Diverged(
-                f"the loss is not finite in epoch {epoch}, step {int(finite_steps) + 1}; lower the learning rate, the "
-                "noise or the regularization (the checkpoint of the epoch before is kept)"
+                f"the loss is not finite in epoch {training.epoch + 1 - epochs_done}, step {step}; lower the learning "
+                "rate, the noise or the regularization (the last checkpoint is kept)"
             )
-        return loss / examples, correct / examples
+
+    def stop_if_not_finite(self, training: Training) -> None:
+        """In all processes, when it is so in any."""
+        self.check(distributed.total(self.sums).tolist(), training)
 
     def on_epoch_end(self, training: Training):
-        loss, accuracy = self.means(self.sums.tolist(), training.epoch)
-        training.row |= {"train_loss": loss, "train_accuracy": accuracy, "seconds": time.perf_counter() - self.started}
+        sums = distributed.total(self.sums).tolist()
+        self.check(sums, training, epochs_done=1)
+        loss, correct, examples, *_ = sums
+        training.row |= {
+            "train_loss": loss / examples,
+            "train_accuracy": correct / examples,
+            "seconds": time.perf_counter() - self.started,
+        }
+
+    def state(self) -> dict:
+        return {"sums": distributed.total(self.sums), "seconds": time.perf_counter() - self.started}
+
+    def restore(self, training: Training, state: dict):
+        self.started = time.perf_counter() - state["seconds"]
+        if distributed.rank() == 0:
+            self.sums.copy_(state["sums"])
 
 
 class Watching(Callback):
@@ -199,8 +279,8 @@ class Watching(Callback):
     Units are numbered as in the dense network; those cut out are neither dead nor anything else.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor):
-        self.watch = units.UnitWatch(model, example)
+    def __init__(self, model: nn.Module, example: Tensor, passes: int = 1):
+        self.watch = units.UnitWatch(model, example, passes)
         self.history: list[units.Counts] = []
 
     def on_start(self, training: Training):
@@ -220,17 +300,25 @@ class Watching(Callback):
         training.row["units"] = len(self.watch.batch)
         training.row |= units.totals(units.measures(self.history[-1], before))
 
-    def state(self) -> dict:
+    def counts(self) -> dict:
+        """Of every unit and finished epoch."""
+        columns = {name: [getattr(counts, name) for counts in self.history] for name in units.SAVED}
+        nothing = torch.empty(0, len(self.watch.batch), dtype=torch.int64)
         return {
             "layers": self.watch.layers,
-            **{name: torch.stack([getattr(c, name) for c in self.history]) for name in units.SAVED},
+            **{name: torch.stack(column) if column else nothing for name, column in columns.items()},
             "batches": [counts.batches for counts in self.history],
         }
 
+    def state(self) -> dict:
+        return {**self.counts(), "part": self.watch.part()}
+
     def restore(self, training: Training, state: dict):
         self.history = units.history(state)
-        training.counts = self.history[-1]
+        training.counts = self.history[-1] if self.history else None
         self.follow(training)
+        if training.step:
+            self.watch.go_on(state["part"])
 
 
 class Testing(Callback):
@@ -240,13 +328,54 @@ class Testing(Callback):
         self.dataset = dataset
 
     def on_epoch_end(self, training: Training):
-        loss, accuracy = evaluate(training, self.dataset)
-        if not math.isfinite(loss):
+        scores = evaluate(training, self.dataset)
+        if not math.isfinite(scores.loss):
             raise Diverged(
                 f"the test loss is not finite after epoch {training.epoch}, step {training.step}; lower the learning "
-                "rate, the noise or the regularization (the checkpoint of the epoch before is kept)"
+                "rate, the noise or the regularization (the last checkpoint is kept)"
             )
-        training.row |= {"test_loss": loss, "test_accuracy": accuracy}
+        training.row |= {
+            "test_loss": scores.loss,
+            "test_accuracy": scores.top1,
+            "test_top5_accuracy": scores.top5,
+        }
+
+
+class Agreement(Callback):
+    """Stops all processes when their decisions differ: after every step they compare a digest of masks and shapes."""
+
+    def __init__(self):
+        self.known: tuple | None = None
+        self.digest = distributed.digest()
+
+    def on_start(self, training: Training):
+        self.compare(training)
+
+    def on_epoch_start(self, training: Training):
+        self.compare(training)
+
+    def on_step(self, training: Training):
+        self.compare(training)
+
+    def compare(self, training: Training):
+        if distributed.ranks() == 1:
+            return
+        known = training.groups.version if training.groups else 0, training.masks
+        if self.known is None or known[0] != self.known[0] or known[1] is not self.known[1]:
+            self.known, self.digest = known, self.of(training)
+        found = distributed.differing(self.digest)
+        if found:
+            raise UserError(
+                f"the processes decided differently in epoch {training.epoch + 1}, step {training.step}: their masks "
+                f"and shapes are {', '.join(found)}; the last checkpoint, from before, is kept"
+            )
+
+    @staticmethod
+    def of(training: Training) -> str:
+        shapes = str([list(p.shape) for p in training.model.parameters()])
+        groups = training.groups.state_dict()["state"].numpy().tobytes() if training.groups else b""
+        masks = (mask.cpu().numpy().tobytes() for mask in training.masks)
+        return distributed.digest(shapes.encode(), groups, *masks)
 
 
 class Keeping(Callback):
@@ -254,33 +383,48 @@ class Keeping(Callback):
 
     Args:
         others: the callbacks that have a state of their own.
+        meters: whose sums, too, a checkpoint within an epoch keeps.
+        steps: from one checkpoint within an epoch to the next; 0: none.
     """
 
-    def __init__(self, run: Run, others: list[Callback]):
-        self.run, self.others = run, others
+    def __init__(self, run: Run, others: list[Callback], meters: Meters, steps: int = 0):
+        self.run, self.others, self.meters, self.steps = run, others, meters, steps
         self.rows: list[dict] = []
+
+    def on_step(self, training: Training):
+        if self.steps and training.step % self.steps == 0 and training.step < training.steps_per_epoch:
+            self.meters.stop_if_not_finite(training)
+            self.save(training, training.step)
 
     def on_epoch_end(self, training: Training):
         self.rows.append({"epoch": training.epoch, **training.row})
+        self.save(training, 0)
+        self.run.save_log(self.rows)
+
+    def save(self, training: Training, step: int):
+        distributed.average_statistics(training.model)
+        training.parallel.forget()
         self.run.save_checkpoint(
             {
+                "config": self.run.config,
                 "epoch": training.epoch,
+                "step": step,
                 "groups": training.groups.state_dict() if training.groups else None,
                 "model": training.model.state_dict(),
                 "optimizer": training.optimizer.state_dict(),
                 "scheduler": training.scheduler.state_dict(),
                 "rows": self.rows,
                 "callbacks": {type(callback).__name__: callback.state() for callback in self.others},
+                "meters": self.meters.state() if step else None,
             }
         )
-        self.run.save_log(self.rows)
 
     def resume(self, training: Training):
         """Brings a fresh `training` to where the run stopped, if it was ever begun."""
         state = self.run.checkpoint()
         if state is None:
             return
-        training.epoch, self.rows = state["epoch"], state["rows"]
+        training.epoch, training.step, self.rows = state["epoch"], state.get("step", 0), state["rows"]
         if training.groups:
             training.groups.restore(training.model, state["groups"])
         training.model.load_state_dict(state["model"])
@@ -288,28 +432,31 @@ class Keeping(Callback):
         training.scheduler.load_state_dict(state["scheduler"])
         for callback in self.others:
             callback.restore(training, state["callbacks"][type(callback).__name__])
+        if training.step:
+            self.meters.restore(training, state["meters"])
 
 
 class Progress(Callback):
-    """A bar with loss, accuracy, images/s and dead units on a terminal, and a line for each epoch everywhere."""
+    """On a terminal a bar with loss, accuracy, dead units, images/s and the time left; everywhere a line an epoch."""
 
     SECONDS = 0.5  # between two looks at the meters
 
     def __init__(self, label: str, training: Training, meters: Meters, examples: int):
         self.label, self.meters = label, meters
+        self.begun, self.started = training.progress, time.perf_counter()
         self.bar = tqdm(
             total=training.epochs * examples,
-            initial=training.epoch * examples,
+            initial=round(training.progress * training.epochs * examples),
             unit=" images",
             unit_scale=True,
             leave=False,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or distributed.rank() > 0,
         )
         self.dead, self.looked = "?", 0.0
 
     def on_step(self, training: Training):
-        self.bar.update(len(training.labels))
+        self.bar.update(training.examples)
         now = time.perf_counter()
         if now - self.looked < self.SECONDS:
             return
@@ -326,21 +473,38 @@ class Progress(Callback):
         self.bar.write(
             f"{self.label}, epoch {training.epoch}/{training.epochs}: loss {row['train_loss']:.3f}, "
             f"train {row['train_accuracy']:.1%}, test {row['test_accuracy']:.1%}, {row['dead_units']} of "
-            f"{row['units']} units dead{dying}, {row['seconds']:.1f} s",
+            f"{row['units']} units dead{dying}, {row['seconds']:.1f} s{self.time_left(training)}",
             file=sys.stdout,
         )
         sys.stdout.flush()
 
+    def time_left(self, training: Training) -> str:
+        """Of a run that still takes a minute or more, at the speed so far."""
+        done = training.epoch / training.epochs
+        seconds = (time.perf_counter() - self.started) * (1 - done) / (done - self.begun)
+        return f", about {timedelta(seconds=round(seconds))} left" if seconds >= 60 else ""
+
 
 def start(settings, dataset: data.Dataset, network: dict, learning_rate: float, seed: int, cuts: bool) -> Training:
-    """A network with fresh weights and its optimiser; with `cuts`, its groups too."""
+    """A network with fresh or pretrained weights and its optimiser; with `cuts`, its groups too."""
     torch.manual_seed(seed)
-    model = build(network).to(settings.device, memory_format=torch.channels_last)
-    steps = data.batches_per_epoch(len(dataset.train), settings.batch_size)
+    model = build(network)
+    if settings.pretrained:
+        distributed.by_first(lambda: load_weights(model))
+    model.to(settings.device, memory_format=torch.channels_last)
+    distributed.share_state(model)
+    steps = dataset.steps_per_epoch(settings.batch_size)
     optimizer, scheduler = sgd(
-        model, learning_rate, settings.momentum, settings.weight_decay, settings.schedule, settings.epochs * steps
+        model,
+        learning_rate,
+        settings.momentum,
+        settings.weight_decay,
+        settings.schedule,
+        settings.epochs * steps,
+        round(settings.learning_rate_warmup * steps),
     )
     training = Training(model, optimizer, scheduler, settings.epochs, steps, settings.precision, settings.device)
+    training.passes, training.label_smoothing = settings.passes, settings.label_smoothing
     training.groups = find_groups(model, dataset.example) if cuts else None
     return training
 
@@ -376,20 +540,25 @@ def fit(
         return finished
     with run.locked():
         training = start(settings, dataset, network, learning_rate, seed, cuts)
-        meters, watching = Meters(settings.device), Watching(training.model, dataset.example.to(settings.device))
+        example = dataset.example.to(settings.device)
+        meters, watching = Meters(settings.device), Watching(training.model, example, training.passes)
         training.watch = watching.watch
-        keeping = Keeping(run, [*extra, watching])
+        keeping = Keeping(run, [*extra, watching], meters, settings.checkpoint_steps)
         for callback in extra:
             callback.prepare(training)
         keeping.resume(training)
-        progress = Progress(run.label, training, meters, len(dataset.train))
-        callbacks = [meters, *extra, watching, Testing(dataset), keeping, progress]
+        examples = min(len(dataset.train), training.steps_per_epoch * settings.batch_size)
+        progress = Progress(run.label, training, meters, examples)
+        callbacks = [meters, *extra, watching, Agreement(), Testing(dataset), keeping, progress]
+        process = distributed.rank(), distributed.ranks()
+
+        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+            done, whole = (steps * training.passes for steps in (training.step, training.steps_per_epoch))
+            rest = dataset.batches(settings.per_pass, seed, epoch, settings.augmentation, done, *process)
+            return distributed.together(islice(rest, whole - done))
+
         try:
-            train(
-                training,
-                lambda epoch: data.batches(dataset, settings.batch_size, seed, epoch, settings.augmentation),
-                callbacks,
-            )
+            train(training, batches, callbacks)
         finally:
             progress.bar.close()
             watching.watch.close()
@@ -400,7 +569,7 @@ def fit(
             "image": list(dataset.example.shape[1:]),
             "model": model.state_dict(),
             "rows": keeping.rows,
-            "counts": watching.state(),
+            "counts": watching.counts(),
             **{type(callback).__name__: callback.state() for callback in extra},
         }
         run.save_final(state)

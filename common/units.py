@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common import distributed
 from common.groups import Groups
 from common.models import activation_layers, units
 
@@ -84,12 +85,14 @@ class UnitWatch:
     Args:
         model: any network whose activation layers are modules, each used once in a forward pass.
         example: one image [1, C, H, W] on the model's device, for the number of units of each layer.
+        passes: how many forward passes of a process make a batch; of several processes, all count.
 
     Raises:
         ValueError: when an activation layer is used more than once in a forward pass.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor):
+    def __init__(self, model: nn.Module, example: Tensor, passes: int = 1):
+        self.passes, self.passed = passes, 0
         self.layers = units(model, example)
         self.slices, start = {}, 0
         for layer, count in self.layers.items():
@@ -97,7 +100,7 @@ class UnitWatch:
             start += count
         self.batch = torch.zeros(start, dtype=torch.int64, device=example.device)
         self.fired, self.silent = torch.zeros_like(self.batch), torch.zeros_like(self.batch)
-        self.pairs = dict.fromkeys(self.layers, 0)
+        self.pairs = dict.fromkeys(self.layers, 0)  # of this process
         self.batches = 0
         self.alive = torch.ones(start, dtype=torch.bool)
         self.followed = 0  # the version of the groups
@@ -107,7 +110,7 @@ class UnitWatch:
         self.seen: set[str] = set()
         modules = activation_layers(model)
         self.hooks = [modules[layer].register_forward_pre_hook(self.count(layer)) for layer in self.layers]
-        self.hooks.append(model.register_forward_hook(self.end_batch))
+        self.hooks.append(model.register_forward_hook(self.end_pass))
 
     def count(self, layer: str):
         def hook(module: nn.Module, inputs: tuple[Tensor]):
@@ -116,22 +119,28 @@ class UnitWatch:
             if layer in self.seen:
                 raise ValueError(f"the activation layer {layer} is used twice in a forward pass: give each use its own")
             self.seen.add(layer)
-            counts = fire_counts(inputs[0])
+            counts, numbers = fire_counts(inputs[0]), self.slices[layer]
             if layer in self.places:
                 channels, numbers = self.places[layer]
-                self.batch[numbers] = counts[channels]
+                counts = counts[channels]
+            if self.passed == 0:
+                self.batch[numbers] = counts
             else:
-                self.batch[self.slices[layer]] = counts
+                self.batch[numbers] += counts
             self.pairs[layer] += inputs[0].numel() // inputs[0].shape[1]
 
         return hook
 
-    def end_batch(self, model: nn.Module, *_):
-        if model.training:
+    def end_pass(self, model: nn.Module, *_):
+        if not model.training:
+            return
+        self.seen.clear()
+        self.passed = (self.passed + 1) % self.passes
+        if self.passed == 0:
+            self.batch.copy_(distributed.total(self.batch))
             self.fired += self.batch
             self.silent += self.batch == 0
             self.batches += 1
-            self.seen.clear()
 
     def follow(self, groups: Groups):
         """Takes note of what was cut out: the units left keep their numbers, padding is not counted."""
@@ -148,12 +157,28 @@ class UnitWatch:
 
     def end_epoch(self) -> Counts:
         """The counts since the last call; the one point at which the host waits for the device."""
-        pairs = torch.cat([torch.full((count,), self.pairs[layer]) for layer, count in self.layers.items()])
+        pairs = self.all_pairs().repeat_interleave(torch.tensor(list(self.layers.values())))
         counts = Counts(self.fired.cpu(), pairs, self.silent.cpu(), self.alive.clone(), self.batches)
         self.fired, self.silent = torch.zeros_like(self.batch), torch.zeros_like(self.batch)
         self.pairs = dict.fromkeys(self.layers, 0)
         self.batches = 0
         return counts
+
+    def all_pairs(self) -> Tensor:
+        """int64 [layers]: (example, position) pairs of this epoch so far, of all processes."""
+        return distributed.total(torch.tensor(list(self.pairs.values())))
+
+    def part(self) -> dict:
+        """The counts of an epoch that goes on, for a checkpoint."""
+        return {"fired": self.fired, "silent": self.silent, "batches": self.batches, "pairs": self.all_pairs()}
+
+    def go_on(self, part: dict):
+        """From the counts that `part` gave; the first process takes over the pairs of all."""
+        self.fired.copy_(part["fired"])
+        self.silent.copy_(part["silent"])
+        self.batches = part["batches"]
+        pairs = part["pairs"].tolist() if distributed.rank() == 0 else [0] * len(self.layers)
+        self.pairs = dict(zip(self.layers, pairs, strict=True))
 
     def close(self):
         for hook in self.hooks:

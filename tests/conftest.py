@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -69,3 +71,21 @@ def cifar10():
         pytest.skip("CIFAR-10 is not in data/")
     where = SimpleNamespace(dataset="cifar10", data_dir=ROOT / "data", device=torch.device("cpu"), batch_size=128)
     return data.load(where)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """An image folder as ImageNet's: four classes of JPEG files of mixed sizes and modes, one turned by its EXIF."""
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for part, count in (("train", 17), ("val", 5)):
+        for shade, name in enumerate(("ant", "bee", "cat", "dog")):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = random.integers(40, 90, 2)
+                pixels = random.normal(60 + 40 * shade, 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
+                image, exif = Image.fromarray(pixels), Image.Exif()
+                if number == 3:
+                    exif[0x0112] = 6
+                mode = {4: "L", 9: "CMYK"}.get(number, "RGB")
+                image.convert(mode).save(root / part / name / f"{number}.jpg", exif=exif)
+    return root

@@ -114,18 +114,18 @@ def test_one_diverging_run_is_named_and_the_others_are_kept(call, tmp_path):
 def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
     from common import data
 
-    honest = data.batches
+    honest = data.Dataset.batches
 
-    def poisoned(dataset, size, seed, epoch, augmentation):
-        for inputs, labels in honest(dataset, size, seed, epoch, augmentation):
+    def poisoned(dataset, size, seed, epoch, *rest):
+        for inputs, labels in honest(dataset, size, seed, epoch, *rest):
             yield inputs * (float("nan") if epoch == 2 else 1), labels
 
-    monkeypatch.setattr(data, "batches", poisoned)
+    monkeypatch.setattr(data.Dataset, "batches", poisoned)
     status, _, error = call("Resnet18", "--epochs 4 --learning-rates 0.05")
     assert status == 2
     assert "epoch 3, step 1" in error
     assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 2
-    monkeypatch.setattr(data, "batches", honest)
+    monkeypatch.setattr(data.Dataset, "batches", honest)
     assert call("Resnet18", "--epochs 4 --learning-rates 0.05")[0] == 0
 
 
@@ -185,7 +185,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
 def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_path, monkeypatch):
     from common import data, settings
 
-    honest = data.batches
+    honest = data.Dataset.batches
 
     def losing(*arguments):
         for number, batch in enumerate(honest(*arguments)):
@@ -194,12 +194,12 @@ def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_
                     settings.Interrupts.note()
             yield batch
 
-    monkeypatch.setattr(data, "batches", losing)
+    monkeypatch.setattr(data.Dataset, "batches", losing)
     status, _, error = call("Resnet18", "--epochs 3 --learning-rates 0.05")
     assert status == 130
     assert "the same command goes on" in error
     assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 1
-    monkeypatch.setattr(data, "batches", honest)
+    monkeypatch.setattr(data.Dataset, "batches", honest)
     assert call("Resnet18", "--epochs 3 --learning-rates 0.05")[0] == 0
 
 
@@ -253,7 +253,7 @@ def test_an_image_folder_trains_from_end_to_end(call, tmp_path):
 
 def test_imagenet_watches_a_resnet50_on_a_folder(call, tmp_path):
     folder = save_images(tmp_path / "photos", ("train", "val"), count=8)
-    flags = "--width 4 --epochs 1 --batch-size 8 --image-size 32"
+    flags = "--study accumulation --no-pretrained --workers 0 --width 4 --epochs 1 --batch-size 8 --image-size 32"
     status, _, _ = call("Imagenet", flags, data_dir=folder)
     assert status == 0
     (row,) = rows(tmp_path / "out/Imagenet/accumulation.csv")

@@ -33,7 +33,7 @@ def dataset(count: int, image: torch.Tensor | None = None) -> data.Dataset:
 def drawn(augmentation, count=20000):
     """What one epoch makes of `count` copies of one image: float32 [count, C, H, W]."""
     made = dataset(count, one_image())
-    return made, torch.cat([inputs for inputs, _ in data.batches(made, 5000, 0, 0, augmentation)])
+    return made, torch.cat([inputs for inputs, _ in made.batches(5000, 0, 0, augmentation)])
 
 
 def frequencies(outputs: torch.Tensor, reachable: list[torch.Tensor]) -> list[int]:
@@ -79,7 +79,7 @@ def test_cutout_erases_torchvisions_squares_around_every_pixel_equally_often():
 
 def test_no_augmentation_gives_the_images_normalised_to_mean_0_and_variance_1():
     made = dataset(512)
-    inputs = torch.cat([x for x, _ in data.batches(made, 100, 0, 0, ())])
+    inputs = torch.cat([x for x, _ in made.batches(100, 0, 0, ())])
     assert inputs.mean((0, 2, 3)).abs().max() < 1e-5
     assert (inputs.std((0, 2, 3), unbiased=False) - 1).abs().max() < 1e-5
 
@@ -90,7 +90,7 @@ def test_examples_of_a_batch_are_augmented_independently():
 
 
 def epoch(made, seed, number, augmentation=("crop", "flip", "cutout")):
-    return list(data.batches(made, 32, seed, number, augmentation))
+    return list(made.batches(32, seed, number, augmentation))
 
 
 def test_an_epoch_depends_on_seed_and_number_only():
@@ -109,14 +109,14 @@ def test_an_epoch_shows_every_example_once_and_never_one_alone(count, sizes):
     made = dataset(count)
     batches = epoch(made, 0, 0)
     assert [len(labels) for _, labels in batches] == sizes
-    assert len(batches) == data.batches_per_epoch(count, 32)
+    assert len(batches) == made.steps_per_epoch(32)
     labels = torch.cat([labels for _, labels in batches])
     assert len(labels.unique()) == sum(sizes)
 
 
 def test_evaluation_shows_every_test_image_once_in_order_and_as_it_is():
     made = dataset(25)
-    batches = list(data.evaluation_batches(made, 10))
+    batches = list(made.evaluation_batches(batch_size=10))
     assert torch.equal(torch.cat([labels for _, labels in batches]), made.test.labels)
     assert torch.equal(torch.cat([inputs for inputs, _ in batches]), data.normalise(made.test.images, made))
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from common import models, runs, sparsity, units
 from common.groups import find_groups
 from common.pruning import METHODS
-from common.pruning.ds_pruning import Press, Vitality, choose, cubic_plan
+from common.pruning.ds_pruning import Press, Vitality, choose, evened, planned_sparsity
 from common.pruning.task import Task, spread_order, within_floor
 from common.saved import load_network
 from tests.conftest import ROOT
@@ -47,11 +47,26 @@ def task(target=0.5, measure="neuron"):
 
 
 def test_the_plan_starts_at_warmup_ends_at_settle_and_never_falls():
-    plan = [cubic_plan(step / 100, 0.1, 0.5, 0.8) for step in range(101)]
+    plan = [planned_sparsity(step / 100, 0.1, 0.5, 0.8) for step in range(101)]
     assert plan[:11] == [0.0] * 11
     assert plan[50:] == [0.8] * 51
     assert plan == sorted(plan)
     assert plan[30] == pytest.approx(0.8 * (1 - 0.5**3))
+    assert planned_sparsity(0.3, 0.1, 0.5, 0.8, power=1.0) == pytest.approx(0.4)
+
+
+def test_evenness_moves_costs_from_as_they_are_to_relative_to_their_layer():
+    _, groups = network()
+    cost = torch.rand(len(groups), dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    first = groups.couplings[0].slice
+    cost[first] *= 100
+    assert torch.equal(evened(groups, cost, 0.0), cost)
+    relative = evened(groups, cost, 1.0)
+    for coupling in groups.couplings:
+        assert relative[coupling.slice].mean() == pytest.approx(1)
+        assert torch.equal(relative[coupling.slice].argsort(), cost[coupling.slice].argsort())
+    half = evened(groups, cost, 0.5)
+    assert relative[first].mean() < half[first].mean() < cost[first].mean()
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu"])

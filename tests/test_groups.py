@@ -206,8 +206,8 @@ def kill(network: nn.Module, groups: Groups, mask: Tensor) -> None:
             module.bias[groups.spread(name, mask)] = -1e5
 
 
-def dead_units(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """bool [channels] for each activation layer: no pre-activation above 0."""
+def dead_units(network: nn.Module, x: Tensor) -> tuple[Tensor, list[str]]:
+    """bool [U], no pre-activation above 0, and the activation layers that these units are of."""
     dead = {}
 
     def note(name):
@@ -217,7 +217,7 @@ def dead_units(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
     network(x)
     for hook in hooks:
         hook.remove()
-    return dead
+    return torch.cat(list(dead.values())), list(dead)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -226,7 +226,7 @@ def test_removing_dead_groups_leaves_logits_unchanged(name):
     mask = some(groups) & groups.candidates
     kill(network, groups, mask)
     expected = network(images())
-    dead = groups.all_dead(dead_units(network, images()))
+    dead = groups.all_dead(*dead_units(network, images()))
     assert dead[mask].all()
     dead[[coupling.start for coupling in groups.couplings]] = False
     assert groups.cut(network, None, dead) == int(dead.sum()) > 10
@@ -428,13 +428,15 @@ def test_channels_are_known_by_their_first_numbers_after_any_number_of_cuts():
 def test_a_group_is_dead_when_all_of_its_units_are():
     network, groups = make("resnet18-cifar")
     groups.cut(network, None, [3], multiple=8)
-    dead = {name: torch.zeros(len(groups.channels(name)), dtype=torch.bool) for name in groups.layer_units}
+    dead = {name: torch.zeros(size, dtype=torch.bool) for name, size in groups.layer_units.items()}
     stream = groups.couplings[0]
     for name in stream.layers[:-1]:
         dead[name][:] = True
-    assert not groups.all_dead(dead).any()
-    dead[stream.layers[-1]][torch.tensor([2, 3])] = True  # 3 is padding by now
-    assert groups.all_dead(dead).nonzero().flatten().tolist() == [stream.start + 2]
+    assert not groups.all_dead(torch.cat(list(dead.values())), list(dead)).any()
+    dead[stream.layers[-1]][torch.tensor([2, 3])] = True  # 3 is cut out by now
+    for layers in (list(dead), list(dead)[::-1]):
+        found = groups.all_dead(torch.cat([dead[name] for name in layers]), layers)
+        assert found.nonzero().flatten().tolist() == [stream.start + 2]
 
 
 def test_totals_leave_padding_out():

@@ -11,7 +11,7 @@ from torch.nn import functional
 from common import models, runs, sparsity, training
 from common.groups import WEIGHTED, find_groups
 from common.pruning import METHODS, UNSTRUCTURED, sparse
-from common.pruning.ds_pruning import cubic_plan
+from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.task import Task, Unreachable
 from tests.test_scores import IMAGE, interrupted_after, rows
 
@@ -158,7 +158,7 @@ def test_masks_hold_on_weights_gradients_and_momentum_at_every_step(method, monk
     elif method == "saliency":
         assert changes == []
     else:
-        plan = [sparse.kept(cubic_plan(step, 3, 45, 0.9), total) for step in changes]
+        plan = [sparse.kept(planned_sparsity(step, 3, 45, 0.9), total) for step in changes]
         assert [sum(counts[step]) for step in changes] == plan
         assert len(changes) >= 8
         assert max(changes) == 45

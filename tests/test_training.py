@@ -78,6 +78,62 @@ def test_one_cycle_rises_to_the_learning_rate_and_ends_near_0():
     assert recorder.rates[-1] < 0.01
 
 
+def test_passes_of_half_a_batch_add_up_to_the_gradient_of_the_whole():
+    def trained(passes):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).double()
+        run, recorder = start(model, epochs=1), Recorder()
+        run.passes = passes
+        halves = [(x.double(), y) for x, y in batches(count=4 * passes, size=8 // passes)(0)]
+        training.train(run, lambda epoch: halves, [recorder])
+        return recorder
+
+    whole, halves = trained(1), trained(2)
+    assert halves.points == whole.points
+    for ours, theirs in zip(halves.gradients, whole.gradients, strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_label_smoothing_is_torchs():
+    model = small()
+    run = start(model, epochs=1, steps=1)
+    run.label_smoothing = 0.1
+    ((images, labels),) = batches(count=1)(0)
+    expected = nn.functional.cross_entropy(small()(images), labels, label_smoothing=0.1)
+    training.train(run, batches(count=1), [])
+    assert torch.equal(run.loss, expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
+def test_the_learning_rate_rises_over_the_warm_up(schedule):
+    optimizer, scheduler = training.sgd(small(), 0.5, 0.9, 0.0, schedule, 40, warmup=10)
+    rates = []
+    for _ in range(40):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[0] < 0.1
+    assert rates[10] == pytest.approx(0.5, rel=0.01)
+    assert all(rate == pytest.approx(0.5) for rate in rates[10:]) == (schedule == "constant")
+
+
+def test_top_5_counts_a_label_among_the_five_highest_logits():
+    class Fixed:
+        def evaluation_batches(self, rank, ranks):
+            return zip(logits.split(30), labels.split(30), strict=True)
+
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(100, 20, generator=generator), torch.randint(20, (100,), generator=generator)
+    model = nn.Linear(20, 20, bias=False)
+    model.weight.data = torch.eye(20)
+    scores = training.evaluate(start(model), Fixed())
+    places = [(row > row[label]).sum().item() for row, label in zip(logits, labels, strict=True)]
+    assert scores.top1 == pytest.approx(sum(place == 0 for place in places) / 100)
+    assert scores.top5 == pytest.approx(sum(place < 5 for place in places) / 100)
+    assert 0.1 < scores.top5 < 0.5
+
+
 def test_a_one_step_one_cycle_run_works():
     run = start(small(), epochs=1, steps=1, schedule="one-cycle")
     training.train(run, batches(count=1), [])

@@ -27,6 +27,8 @@ class Constants:
     sink: float = 3.0  # how far a press lowers the batch-norm shift, in standard deviations of its output
     memory: int = 100  # steps that the vitality is averaged over
     floor: float = 0.1  # the share of every layer that stays, where the target allows it
+    plan_power: float = 3.0  # shape of the plan; 1: straight, above: fast first
+    evenness: float = 0.0  # 0: the groups of all layers compete as they are; 1: relative to their layer's mean
 
     @classmethod
     def of(cls, settings) -> "Constants":
@@ -34,11 +36,11 @@ class Constants:
         return cls(**{f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)})
 
 
-def cubic_plan(progress: float, warmup: float, settle: float, target: float) -> float:
-    """The sparsity due at `progress` in [0, 1]: 0 until `warmup`, `target` from `settle`; fast first, then slower
-    (Zhu & Gupta 2017, arXiv 1710.01878)."""
+def planned_sparsity(progress: float, warmup: float, settle: float, target: float, power: float = 3.0) -> float:
+    """The sparsity due at `progress` in [0, 1]: 0 until `warmup`, `target` from `settle`; with a power above 1 fast
+    first, then slower (cubic in Zhu & Gupta 2017, arXiv 1710.01878)."""
     share = min(max((progress - warmup) / (settle - warmup), 0.0), 1.0)
-    return target * (1 - (1 - share) ** 3)
+    return target * (1 - (1 - share) ** power)
 
 
 class Vitality:
@@ -56,6 +58,20 @@ class Vitality:
     def observe(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
         slopes = {name: n.weight.detach() * n.weight.grad + n.bias.detach() * n.bias.grad for name, n in norms.items()}
         self.mean_square.lerp_(groups.total(slopes).square(), 1 - self.keep)
+
+
+def evened(groups: Groups, cost: Tensor, evenness: float) -> Tensor:
+    """Each group's cost over its coupling's mean to the power `evenness`: float [G].
+
+    Costs of different layers are no equals: that of a layer of many channels is spread over them, and shrinks once
+    more as the others learn to do without it.
+    """
+    alive = groups.alive
+    sums, counts = (torch.zeros(len(groups.couplings), dtype=cost.dtype) for _ in range(2))
+    sums.index_add_(0, groups.coupling[alive], cost[alive])
+    counts.index_add_(0, groups.coupling[alive], torch.ones_like(cost[alive]))
+    mean = (sums / counts)[groups.coupling]
+    return torch.where(mean > 0, cost / mean**evenness, cost)
 
 
 def choose(groups: Groups, cost: Tensor, taken: Tensor, task: Task, due: float, floor: float) -> Tensor:
@@ -148,7 +164,6 @@ class DSPruning(Callback):
         self.task.check(groups)
         fed = {name for coupling in groups.couplings for name in coupling.batch_norms}
         self.norms = {name: m for name, m in training.model.named_modules() if name in fed}
-        self.groups_of_units = torch.cat([groups.outputs[layer] for layer in training.watch.layers])
         steps = training.total_steps
         self.first_step, self.last_step = (
             max(1, round(share * steps)) for share in (constants.warmup, constants.settle)
@@ -171,13 +186,8 @@ class DSPruning(Callback):
     def on_epoch_start(self, training: Training):
         if training.counts is None:
             return
-        dead = self.silent(training.groups, training.counts.fired == 0) & ~self.press.chosen
+        dead = training.groups.all_dead(training.counts.fired == 0, list(training.watch.layers)) & ~self.press.chosen
         self.dead_epochs = torch.where(dead, self.dead_epochs + 1, 0)
-
-    def silent(self, groups: Groups, quiet: Tensor) -> Tensor:
-        """bool [G]: the candidates all of whose units are in `quiet`, bool [U]."""
-        counts = torch.bincount(self.groups_of_units[quiet], minlength=len(groups) + 1)[:-1]
-        return (counts == groups.units) & groups.candidates
 
     def on_gradients(self, training: Training):
         if self.step(training) < self.last_step:
@@ -198,13 +208,19 @@ class DSPruning(Callback):
     def look(self, training: Training, step: int):
         """Cuts what is silent and presses what the plan asks for; at the last step, cuts down to the target."""
         groups, settled = training.groups, step == self.last_step
-        due = cubic_plan(step, self.first_step, self.last_choice, self.task.target) if not settled else self.task.target
+        constants, target = self.constants, self.task.target
+        due = (
+            target
+            if settled
+            else planned_sparsity(step, self.first_step, self.last_choice, target, constants.plan_power)
+        )
         cost = self.vitality.mean_square.cpu().double() / self.task.price(groups).clamp(min=1)
+        cost = evened(groups, cost, constants.evenness)
         cost[self.dead_epochs > 0] = 0
-        died = (self.dead_epochs >= self.constants.patience) & groups.candidates
+        died = (self.dead_epochs >= constants.patience) & groups.candidates
         chosen = choose(groups, cost, self.press.chosen | died, self.task, due, self.floor)
         self.press.add(chosen)
-        silent = self.silent(groups, training.watch.batch.cpu() == 0)
+        silent = groups.all_dead(training.watch.batch == 0, list(training.watch.layers))
         leaving = self.press.chosen if settled else (self.press.over & silent) | (died & silent)
         if settled and died.any():
             leaving = leaving | died

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import data
+from common import data, distributed
 from common.groups import WEIGHTED, Groups, bare_copy
 from common.models import activation_layers, conv_and_linear
-from common.pruning.ds_pruning import cubic_plan
+from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
 from common.settings import UserError
 from common.training import Callback, Training
@@ -126,10 +126,12 @@ def lowest_of_each_first(groups: Groups, score: Tensor) -> Tensor:
 
 
 def scoring_batches(task: Task, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """SCORING_BATCHES batches as in training, always the same for the same seed and number; made when asked for."""
+    """SCORING_BATCHES batches as in training, in passes of the same size, always the same for the same seed and number;
+    made when asked for."""
     settings, seed = task.settings, data.stream(task.seed, "scoring batches", 0)
-    batches = data.batches(task.dataset, settings.batch_size, seed, number, settings.augmentation)
-    return islice(batches, SCORING_BATCHES)
+    passes = settings.batch_size // settings.per_pass
+    batches = task.dataset.batches(settings.per_pass, seed, number, settings.augmentation)
+    return distributed.together(islice(batches, SCORING_BATCHES * passes))
 
 
 def check_scoring(task: Task) -> None:
@@ -152,6 +154,7 @@ def prune(
     """
     groups = training.groups
     score = combine(groups, criterion(bare_copy(training.model).train(), groups, scoring_batches(task, number)))
+    score = distributed.of_first(score)  # all processes have seen the same images; the last bit may differ on a GPU
     chosen = task.first(groups, within_floor(groups, order(groups, score), 0.0), target)
     groups.cut(training.model, training.optimizer, chosen, task.multiple)
 
@@ -200,15 +203,15 @@ class Gradually(Scored):
 
     def prepare(self, training: Training):
         super().prepare(training)
-        settings, steps = self.task.settings, training.total_steps
-        self.last = max(1, round(settings.settle * steps))
-        self.first = min(round(settings.warmup * steps), self.last - 1)
+        self.constants, steps = Constants.of(self.task.settings), training.total_steps
+        self.last = max(1, round(self.constants.settle * steps))
+        self.first = min(round(self.constants.warmup * steps), self.last - 1)
         self.interval = max(1, (self.last - self.first) // LOOKS)
 
     def on_step(self, training: Training):
         step = training.epoch * training.steps_per_epoch + training.step
         if self.first < step <= self.last and (self.last - step) % self.interval == 0:
-            due = cubic_plan(step, self.first, self.last, self.task.target)
+            due = planned_sparsity(step, self.first, self.last, self.task.target, self.constants.plan_power)
             prune(training, self.task, self.criterion, due, step, lowest_of_each_first)
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common import data
+from common import data, distributed
 from common.groups import WEIGHTED, bare_copy
 from common.models import conv_and_linear
-from common.pruning.ds_pruning import cubic_plan
+from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.scores import check_scoring, scoring_batches
 from common.pruning.task import Task, Unreachable
 from common.settings import UserError
@@ -107,6 +107,7 @@ def most_salient(training: Training, task: Task) -> list[Tensor]:
     for inputs, labels in scoring_batches(task, 0):
         loss = functional.cross_entropy(network(inputs), labels)
         torch._foreach_add_(total, torch.autograd.grad(loss, weights))
+    total = [distributed.of_first(gradient) for gradient in total]
     scores = [(weight.detach() * gradient).abs() for weight, gradient in zip(weights, total, strict=True)]
     return largest(scores, kept(task.target, sum(score.numel() for score in scores)))
 
@@ -130,7 +131,7 @@ def random_by_layer(training: Training, task: Task) -> list[Tensor]:
 def shrink(task: Task, weights: list, gradients: list, masks: list, step: int, last: int) -> list[Tensor]:
     """Gradual magnitude pruning (Zhu & Gupta 2017, arXiv 1710.01878): the largest weights of all, ever fewer."""
     begin = min(round(BEGIN * last / UPDATE_UNTIL), last - 1)
-    due = cubic_plan(step, begin, last, task.target)
+    due = planned_sparsity(step, begin, last, task.target)
     # What is out stays out: it is 0, and could only come back among equals.
     scores = [weight.detach().abs().where(mask, -1.0) for weight, mask in zip(weights, masks, strict=True)]
     return largest(scores, kept(due, sum(score.numel() for score in scores)))
@@ -191,7 +192,7 @@ class Masked(Callback):
 
     def hold(self, training: Training, masks: list[Tensor]):
         """From here on these masks, and as densities those of them."""
-        self.masks = masks
+        self.masks = training.masks = masks
         self.factors = [torch.empty_like(w).copy_(mask) for mask, w in zip(masks, self.weights, strict=True)]
         used = torch.stack([mask.sum() for mask in masks]).tolist()
         training.densities = {n: u / w.numel() for n, u, w in zip(self.names, used, self.weights, strict=True)}

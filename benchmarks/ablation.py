@@ -1,0 +1,195 @@
+"""Which form of each part of DS-Pruning keeps most accuracy, on held-out training images.
+
+    python benchmarks/ablation.py --list              the variants, and what each changes
+    python benchmarks/ablation.py                     all of them on CIFAR-10: hours; goes on where it stopped
+    python benchmarks/ablation.py --variants random   some of them
+
+Trains by the `cpu` protocol on 45,000 of CIFAR-10's training images and tests on the other 5,000; 80 % neuron sparsity
+unless told otherwise. A row that plots/ablation.csv has stays; the figure plots/ablation.png is drawn from all rows.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import Resnet18
+from common import accumulation, data, report, settings, sparsity_study
+from common.gradients import GradientNoise
+from common.pruning import METHODS, Constants, DSPruning
+from common.runs import read_csv, write_csv
+
+PLAIN = METHODS["ds-pruning"]
+COLUMNS = [
+    "part",
+    "variant",
+    "method",
+    "changes",
+    "target",
+    "seed",
+    "held_out_accuracy",
+    "neuron_sparsity",
+    "weight_sparsity",
+    "inference_flops_ratio",
+    "training_flops_ratio",
+    "widths",
+]
+# part -> variant -> what it changes: constants of the method, or of the script.
+PARTS: dict[str, dict[str, dict]] = {
+    "as it is": {"DS-Pruning": {}},
+    "controls": {"random": {"method": "random"}, "scratch": {"method": "scratch"}},
+    "when": {
+        "5 to 40 %": {"warmup": 0.05, "settle": 0.4},
+        "10 to 60 %": {"warmup": 0.1, "settle": 0.6},
+        "30 to 90 %": {"warmup": 0.3, "settle": 0.9},
+    },
+    "shape of the plan": {"straight": {"plan_power": 1.0}, "cubic": {"plan_power": 3.0}},
+    "rank": {
+        "layers as they are": {"evenness": 0.0},
+        "relative to the layer": {"evenness": 1.0},
+        "memory of 300 steps": {"memory": 300},
+        "memory of 30 steps": {"memory": 30},
+    },
+    "floor": {"5 %": {"floor": 0.05}, "2 %": {"floor": 0.02}},
+    "death": {
+        "cut at once": {"press_steps": 1},
+        "pressed for 50 steps": {"press_steps": 50},
+        "pressed for 400 steps": {"press_steps": 400},
+        "faded, not sunk": {"sink": 0.0},
+    },
+    "pressure on all": {
+        "L1 pull of 0.0003": {"regularization": (0.0003,)},
+        "L1 pull of 0.002": {"regularization": (0.002,)},
+        "noise of 0.001 on live units": {"noise": 0.001},
+    },
+}
+
+
+class LiveNoise(GradientNoise):
+    """Gaussian noise on the gradients of units that are not on their way out."""
+
+    def on_gradients(self, training):
+        kept = {name: p.grad.clone() for name, p in training.model.named_parameters()}
+        super().on_gradients(training)
+        groups = training.groups
+        leaving = self.pruning.press.chosen | ~groups.alive
+        for name, parameter in training.model.named_parameters():
+            layer = name.rpartition(".")[0]
+            if layer in groups.outputs:
+                dead = groups.spread(layer, leaving.to(parameter.device))
+                parameter.grad[dead] = kept[name][dead]
+
+
+def with_noise(deviation: float):
+    def method(task):
+        pruning = DSPruning(task, Constants.of(task.settings))
+        noise = LiveNoise(deviation, task.seed, task.settings.device)
+        noise.pruning = pruning
+        return [pruning, noise]
+
+    return method
+
+
+def measure(constants, dataset, variant: str, part: str, changes: dict, target: float, seed: int) -> dict:
+    """One run and its row."""
+    changes = dict(changes)
+    method = changes.pop("method", "ds-pruning")
+    settled = argparse.Namespace(**{**vars(constants), **changes})
+    shared = accumulation.common_config(settled, dataset, "resnet18")
+    shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": constants.hold_out}
+    if "noise" in changes:
+        shared["live_noise"] = changes["noise"]
+        METHODS["ds-pruning"] = with_noise(changes["noise"])
+    try:
+        final = sparsity_study.train_one(settled, dataset, shared, method, target, seed)
+    finally:
+        METHODS["ds-pruning"] = PLAIN
+    row = sparsity_study.row_of(settled, dataset, final, None)
+    found = {
+        "part": part,
+        "variant": variant,
+        "method": method,
+        "changes": json.dumps(changes),
+        "target": target,
+        "seed": seed,
+        "held_out_accuracy": row["test_accuracy"],
+        "widths": " ".join(map(str, final.get("DSPruning", {}).get("widths", []))),
+    }
+    return {name: found.get(name, row.get(name)) for name in COLUMNS}
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """A point a run, a line of text a variant, the present method's mean as a line through all."""
+    names = list(dict.fromkeys((row["part"], row["variant"]) for row in rows))
+    own = [100 * row["held_out_accuracy"] for row in rows if row["part"] == "as it is"]
+    with report.pyplot.rc_context(report.STYLE):
+        figure, axes = report.pyplot.subplots(figsize=(6.4, 0.9 + 0.22 * len(names)))
+        if own:
+            axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
+        for place, name in enumerate(names):
+            values = [100 * row["held_out_accuracy"] for row in rows if (row["part"], row["variant"]) == name]
+            colour = report.COLOURS[1] if name[0] in ("as it is", "controls") else report.COLOURS[0]
+            axes.plot(values, [place] * len(values), "o", color=colour, markersize=4)
+            axes.annotate(f"{sum(values) / len(values):.1f}", (max(values), place), (6, -3), textcoords="offset points")
+        parts = [part if part != names[i - 1][0] or not i else "" for i, (part, _) in enumerate(names)]
+        labels = [f"{part}:  {variant}" if part else variant for part, (_, variant) in zip(parts, names, strict=True)]
+        axes.set(yticks=range(len(names)), yticklabels=labels, xlabel="Accuracy on held-out training images (%)")
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        figure.suptitle(
+            f"Forms of DS-Pruning at {100 * rows[0]['target']:g} % neuron sparsity, CIFAR-10",
+            x=0.01,
+            ha="left",
+            fontsize=10,
+        )
+        report.save(figure, path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--variants", nargs="+", help="names as --list shows them")
+    parser.add_argument("--target", type=float, default=0.8)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--output-dir", default="plots")
+    parser.add_argument("--run-dir", default="runs")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--hold-out", type=int, default=5000, help="training images to test on")
+    options = parser.parse_args()
+    variants = [(part, name, changes) for part, forms in PARTS.items() for name, changes in forms.items()]
+    if options.list:
+        for part, name, changes in variants:
+            print(f"{part}: {name}  {changes or ''}")
+        return 0
+    unknown = set(options.variants or []) - {name for _, name, _ in variants}
+    if unknown:
+        raise settings.UserError(f"no variant {', '.join(map(repr, sorted(unknown)))}; --list shows them all")
+    flags = ["--study", "neuron-sparsity", "--protocol", "cpu"]
+    for name in ("output_dir", "run_dir", "data_dir", "dataset", "epochs", "hold_out"):
+        flags += ["--" + name.replace("_", "-"), str(getattr(options, name))]
+    constants = settings.read(vars(Resnet18), tuple(Resnet18.STUDIES), flags)
+    constants.script = "ablation"
+    table, dataset = constants.output_dir / "ablation.csv", data.load(constants)
+    for seed in options.seeds:
+        for part, name, changes in variants:
+            if options.variants and name not in options.variants:
+                continue
+            rows = read_csv(table) if table.exists() else []
+            if any((row["variant"], row["target"], row["seed"]) == (name, options.target, seed) for row in rows):
+                continue
+            rows.append(measure(constants, dataset, name, part, changes, options.target, seed))
+            order = [variant for _, variant, _ in variants]
+            rows.sort(
+                key=lambda row: (order.index(row["variant"]) if row["variant"] in order else len(order), row["seed"])
+            )
+            write_csv(table, COLUMNS, rows)
+    rows = [row for row in read_csv(table) if row["target"] == options.target]
+    draw(rows, table.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(settings.run(main))

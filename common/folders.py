@@ -1,0 +1,360 @@
+"""Image folders that stay on the disk: decoded and augmented by worker processes, normalised on the device.
+
+What a batch holds depends on the seed, the epoch and its place in the epoch only, not on the number of workers or of
+training processes: a worker is told which examples to read and draws each one's crop and flip from a generator of
+its own. It sends bytes, a quarter of what floats would take. They are normalised with ImageNet's mean and deviation,
+as the pretrained weights expect, whatever the images are.
+"""
+
+import hashlib
+import os
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import v2
+
+from common import data
+from common.settings import Interrupts, UserError
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
+RESIZED = 256 / 224  # the shorter side over the side of the centre crop
+DAMAGED = 0.01  # share of a split's images; more of them stop the run
+TRIES = 20  # images drawn in the place of a damaged one
+EVALUATED = 128  # images an evaluation batch
+SCANNERS = 32  # threads that list folders, which wait for the file system most of the time
+
+
+@dataclass
+class Files:
+    """The images of one split, by class and name. names: bytes [N] relative to the folder, one array for all, as a
+    million strings would be copied into every worker; labels: int64 [N]; damaged: path -> why, of those met so far."""
+
+    folder: Path
+    names: np.ndarray
+    labels: np.ndarray
+    damaged: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.names[index]))
+
+    def note_damaged(self, found: Iterable[tuple[str, str]]) -> None:
+        """Remembers (path, why); raises UserError when they have become too many."""
+        for path, why in found:
+            self.damaged.setdefault(path, why)
+        if len(self.damaged) > DAMAGED * len(self):
+            path, why = next(iter(self.damaged.items()))
+            raise UserError(
+                f"DATA_DIR: {len(self.damaged):,} of the {len(self):,} images in {self.folder} cannot be read, more "
+                f"than {DAMAGED:.0%}; the first: {path} ({why}); replace or delete them"
+            )
+
+
+# Scanning --------------------------------------------------------------------------------------------------------
+
+
+def load(settings) -> "Folder":
+    """The folder `settings.data_dir`: train/, and val/ or test/ (the first that is there), one subfolder a class.
+
+    Args:
+        settings: data_dir, image_size, workers (of this process), device, and batch_size (of all processes).
+
+    Raises:
+        UserError: absent folder or split, fewer than two classes, an empty class, classes that differ, or fewer
+            training images than one batch. No image has been read then.
+    """
+    folder = Path(settings.data_dir)
+    takes = "takes a folder with train/ and val/ (or test/), one subfolder of images a class"
+    if not folder.is_dir():
+        raise UserError(f"DATA_DIR: got {str(folder)!r}, which is no folder; {takes}")
+    train = folder / "train"
+    test = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
+    if not train.is_dir() or test is None:
+        raise UserError(f"DATA_DIR: {folder} has no {'val/ (nor test/)' if train.is_dir() else 'train/'}; {takes}")
+    classes, others = subfolders(train), subfolders(test)
+    for part, found in ((train, classes), (test, others)):
+        if not found:
+            raise UserError(f"DATA_DIR: {part} has no subfolders; {takes}")
+    if classes != others:
+        odd = sorted(set(classes) ^ set(others))
+        raise UserError(f"DATA_DIR: the classes of {train} and {test} differ in {len(odd)}: {', '.join(odd[:5])}")
+    if len(classes) < 2:
+        raise UserError(f"DATA_DIR: {train} has one class, {classes[0]}; takes two or more")
+    digest = hashlib.sha256()
+    splits = [scan(part, classes, digest) for part in (train, test)]
+    if len(splits[0]) < settings.batch_size:
+        raise UserError(f"BATCH_SIZE: got {settings.batch_size}, takes at most the {len(splits[0])} training images")
+    sizes = settings.image_size, settings.workers, settings.device
+    return Folder(str(folder), *splits, classes, digest.hexdigest()[:16], *sizes)
+
+
+def subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def images_in(folder: Path) -> list[tuple[bytes, int]]:
+    """(path relative to the folder's parent, size in bytes) of every image in it, at any depth, sorted; hidden files,
+    which some systems leave beside images, are none."""
+
+    def stop(error: OSError):
+        raise error
+
+    found, start = [], len(os.path.join(folder.parent, ""))
+    for where, _, names in os.walk(folder, onerror=stop, followlinks=True):
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                path = os.path.join(where, name)
+                try:
+                    size = os.stat(path).st_size
+                except OSError:  # a link to nothing, to be met as a damaged image
+                    size = 0
+                found.append((os.fsencode(path[start:]), size))
+    return sorted(found)
+
+
+def scan(folder: Path, classes: list[str], digest) -> Files:
+    """The images of one split; their names and sizes, which change when a folder is made anew, go into `digest`."""
+    with ThreadPoolExecutor(SCANNERS) as pool:
+        found = list(pool.map(images_in, (folder / name for name in classes)))
+    for name, images in zip(classes, found, strict=True):
+        if not images:
+            raise UserError(f"DATA_DIR: the class {folder / name} holds no images; fill or delete it in every split")
+    names = np.array([name for images in found for name, _ in images])
+    sizes = np.array([size for images in found for _, size in images], dtype=np.int64)
+    labels = np.repeat(np.arange(len(classes)), [len(images) for images in found])
+    for part in (str(len(sizes)).encode(), b"\0".join(names), sizes.tobytes()):
+        digest.update(part)
+    return Files(folder, names, labels)
+
+
+# Reading, in the workers -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to be read. indices: int64 [B] into the split; start: the first one's place in the epoch; seed: of what
+    is random in the epoch, None when a damaged image is to be left out instead of replaced."""
+
+    split: str
+    indices: np.ndarray
+    augmentation: tuple[str, ...] = ()
+    start: int = 0
+    seed: int | None = None
+
+
+@cache
+def transform(size: int, augmentation: tuple[str, ...]) -> v2.Transform:
+    """PIL image of any size -> PIL image of size x size."""
+    centre = [v2.Resize(round(size * RESIZED)), v2.CenterCrop(size)]
+    steps = [v2.RandomResizedCrop(size)] if "crop" in augmentation else centre
+    return v2.Compose([*steps, v2.RandomHorizontalFlip()] if "flip" in augmentation else steps)
+
+
+class Reader(Dataset):
+    """Job -> images uint8 [B, H, W, C], labels int64 [B], and (index, why) of every damaged image met."""
+
+    def __init__(self, train: Files, test: Files, size: int):
+        self.splits, self.size = {"train": train, "test": test}, size
+
+    def __getitem__(self, job: Job) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
+        files, damaged, count = self.splits[job.split], [], 0
+        images = torch.empty(len(job.indices), self.size, self.size, 3, dtype=torch.uint8)
+        labels = torch.empty(len(job.indices), dtype=torch.int64)
+        if get_worker_info() is not None:  # now, as an error while a batch is being sent would not reach anybody
+            images.share_memory_(), labels.share_memory_()
+        with torch.random.fork_rng(devices=[]):  # without workers, this is the training's generator
+            for place, index in enumerate(job.indices.tolist(), job.start):
+                if job.seed is not None:
+                    torch.default_generator.manual_seed(data.stream(job.seed, "example", place))
+                index, image = self.first_whole(files, index, job, damaged)
+                if image is not None:
+                    images.numpy()[count], labels[count] = np.asarray(image), int(files.labels[index])
+                    count += 1
+        return images[:count], labels[:count], damaged
+
+    def first_whole(self, files: Files, index: int, job: Job, damaged: list) -> tuple[int, Image.Image | None]:
+        """The image asked for; in training, when it is damaged, the first whole one of others drawn at random."""
+        for _ in range(1 if job.seed is None else TRIES):
+            try:
+                return index, transform(self.size, job.augmentation)(data.decode(files.path(index)))
+            except Exception as error:  # a damaged file fails in many ways
+                damaged.append((index, " ".join(str(error).split()) or type(error).__name__))
+                index = int(torch.randint(len(files), ()))
+        return index, None
+
+
+def quiet(_worker: int = 0) -> None:
+    """In a worker: Ctrl-C is the training process's to handle, and PIL's remarks on odd files are nobody's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+class Jobs:
+    """What a loader reads next; set anew before each use, as its workers outlive an epoch."""
+
+    jobs: Iterable[Job] = ()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs)
+
+
+# Batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Folder:
+    """An image folder as training takes it; images of `size` x `size`, read by `workers` processes (0: by this one).
+
+    A damaged image is in no batch. In training, another one drawn at random takes its place: every batch is full and
+    all processes make the same number of steps. In evaluation it is left out.
+    """
+
+    name: str
+    train: Files
+    test: Files
+    classes: list[str]
+    fingerprint: str
+    size: int
+    workers: int
+    device: torch.device
+    idle: list[DataLoader] = field(default_factory=list, repr=False)
+
+    def __post_init__(self):
+        self.mean, self.deviation = torch.tensor(MEAN).to(self.device), torch.tensor(DEVIATION).to(self.device)
+
+    @property
+    def example(self) -> Tensor:
+        """One image as the network sees it, float32 [1, 3, H, W] of zeros, on the CPU."""
+        return torch.zeros(1, 3, self.size, self.size)
+
+    @property
+    def damaged(self) -> list[str]:
+        """Paths of the images that this process could not read so far, and of those it was told of."""
+        return sorted([*self.train.damaged, *self.test.damaged])
+
+    def note_damaged(self, paths: Iterable[str]) -> None:
+        """Adds what other processes, or an interrupted run, found. Raises UserError when they are too many."""
+        for files in (self.train, self.test):
+            own = [path for path in paths if Path(path).is_relative_to(files.folder)]
+            files.note_damaged((path, "found before or by another process") for path in own)
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Full batches of all processes together."""
+        return len(self.train) // batch_size
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        augmentation: tuple[str, ...],
+        first: int = 0,
+        rank: int = 0,
+        ranks: int = 1,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One epoch of the training split, shuffled and augmented: inputs float32 [B, 3, H, W] in channels-last
+        memory, labels int64 [B], both on the device.
+
+        The epoch's order is cut into batches; of each `ranks` consecutive ones, process `rank` takes one. So two
+        processes see in a step what one with twice the batch sees. What fills no round over all is left out.
+
+        Args:
+            augmentation: any of crop (RandomResizedCrop, instead of the centre), flip, cutout.
+            first: this process's batches to leave out, at the epoch's beginning.
+        """
+        generator = torch.Generator().manual_seed(data.stream(seed, "batches", epoch))
+        order = torch.randperm(len(self.train), generator=generator).numpy()
+        if "cutout" in augmentation:
+            centres = torch.randint(self.size, (2, len(self.train)), generator=generator)
+        drawn, rounds = data.stream(seed, "augmentation", epoch), self.steps_per_epoch(batch_size * ranks)
+        starts = [(number * ranks + rank) * batch_size for number in range(first, rounds)]
+        jobs = [Job("train", order[s : s + batch_size], tuple(augmentation), s, drawn) for s in starts]
+        for start, (inputs, labels) in zip(starts, self.read(self.train, jobs), strict=True):
+            if len(labels) < batch_size:
+                raise UserError(f"DATA_DIR: {TRIES} images in a row cannot be read, {self.damaged[0]} among them")
+            if "cutout" in augmentation:
+                y, x = centres[:, start : start + batch_size].to(self.device)
+                inputs = data.cutout(inputs, SimpleNamespace(centre_y=y, centre_x=x), self.size // 2)
+            yield inputs, labels
+
+    def evaluation_batches(self, rank: int = 0, ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """The test split in order, its centre crops; over all `ranks` processes every image once. As above."""
+        starts = range(rank * EVALUATED, len(self.test), ranks * EVALUATED)
+        jobs = (Job("test", np.arange(start, min(start + EVALUATED, len(self.test)))) for start in starts)
+        yield from (batch for batch in self.read(self.test, jobs) if len(batch[1]))
+
+    def read(self, files: Files, jobs: Iterable[Job]) -> Iterator[tuple[Tensor, Tensor]]:
+        """What the workers make of each job, on the device. They live on for the next epoch; while one epoch is being
+        read another may be too (a score is taken in the middle of it, say), by workers of its own."""
+        loader = self.idle.pop() if self.idle else self.new_loader()
+        loader.sampler.jobs = jobs
+        try:
+            for images, labels, damaged in begin(loader):
+                files.note_damaged((files.path(index), why) for index, why in damaged)
+                images, labels = (part.to(self.device, non_blocking=True) for part in (images, labels))
+                yield data.normalise(images, self), labels
+        except GeneratorExit:  # stopped half-way; what is still on its way is thrown away at the next use
+            self.idle.append(loader)
+            raise
+        except Exception as error:
+            Interrupts.check()
+            if (died := worker_died(error)) is None:
+                raise
+            error.__traceback__ = None  # it holds the loader
+        else:
+            self.idle.append(loader)
+            return
+        finally:
+            del loader  # its workers end with it: now, not when a traceback is thrown away
+        raise died
+
+    def new_loader(self) -> DataLoader:
+        if self.workers == 0:
+            warnings.filterwarnings("ignore", module="PIL")
+        return DataLoader(
+            Reader(self.train, self.test, self.size),
+            batch_size=None,
+            sampler=Jobs(),
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=quiet,
+            generator=torch.Generator(),  # torch's own is the training's
+        )
+
+
+def begin(loader: DataLoader) -> Iterator:
+    """iter(loader) without torch's signal handler, which would raise a worker's death in the midst of anything, a
+    checkpoint being written, say. The iterator notices it too, within seconds."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
+    return batches
+
+
+def worker_died(error: Exception) -> UserError | None:
+    """A worker's end as one line; None when `error` is something else."""
+    text = str(error)
+    if not text.startswith("DataLoader worker") and "in DataLoader worker process" not in text:
+        return None
+    why = text.strip().splitlines()[-1]
+    return UserError(
+        f"WORKERS: a process that decodes images failed ({why}); when memory or shared memory (/dev/shm) is short, "
+        "lower WORKERS or BATCH_SIZE"
+    )

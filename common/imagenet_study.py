@@ -1,0 +1,204 @@
+"""The comparison on ImageNet: every criterion on a ResNet-50, and the paper's table with our numbers in it."""
+
+import json
+import sys
+from collections import defaultdict
+from functools import partial
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from common import accumulation, distributed, folders, report
+from common.pruning.task import Unreachable
+from common.runs import write_csv, write_text
+from common.sparsity_study import COLUMNS, check, empty_row, row_of, summary, train_one
+from common.training import Callback, Diverged, Training
+
+OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
+OWN_COLUMNS += COLUMNS[len(OWN_COLUMNS) - 1 :]
+CLASSES = 1000  # of the images that the paper's numbers are for
+
+# Published, ResNet-50 on ImageNet: (method, target) -> accuracy, neuron and weight sparsity in per cent, training time,
+# training FLOPs and inference FLOPs as shares of the dense network's; None where the paper has no number.
+PAPER = {
+    ("dense", 0.0): (74.98, None, None, 1.0, 1.0, 1.0),
+    ("snap", 0.8): (28.28, 36.9, 81.4, 0.51, 0.32, 0.32),
+    ("snap", 0.9): (27.17, 56.0, 90.1, 0.48, 0.25, 0.25),
+    ("cropit-s", 0.8): (28.34, 36.9, 81.4, 0.52, 0.32, 0.32),
+    ("cropit-s", 0.9): (27.36, 53.2, 89.9, 0.47, 0.27, 0.27),
+    ("earlysnap", 0.8): (68.67, 51.7, 80.4, 0.95, 0.63, 0.63),
+    ("earlysnap", 0.9): (63.80, 66.6, 90.1, 0.75, 0.46, 0.45),
+    ("earlycrop-s", 0.8): (68.26, 51.6, 80.0, 0.94, 0.66, 0.66),
+    ("earlycrop-s", 0.9): (64.20, 66.6, 90.4, 0.82, 0.51, 0.50),
+    ("ds-pruning", 0.8): (69.98, 55.8, 80.0, 0.81, 0.57, 0.53),
+    ("ds-pruning", 0.9): (64.42, 68.1, 90.0, 0.61, 0.42, 0.34),
+    ("magnitude-unstructured", 0.8): (75.53, None, 80.0, None, None, None),
+    ("saliency", 0.8): (74.93, None, 80.0, None, None, None),
+    ("set", 0.8): (72.9, None, 80.0, None, 0.23, 0.23),
+    ("set", 0.9): (69.6, None, 90.0, None, 0.10, 0.10),
+    ("rigl", 0.8): (75.10, None, 80.0, None, 0.42, 0.42),
+    ("rigl", 0.9): (73.00, None, 90.0, None, 0.25, 0.24),
+}
+
+
+class Damage(Callback):
+    """Tells all processes after every epoch which images were damaged, and keeps that with the run."""
+
+    def __init__(self, dataset: folders.Folder):
+        self.dataset = dataset
+
+    def on_epoch_end(self, training: Training):
+        self.dataset.note_damaged(distributed.gathered(self.dataset.damaged))
+
+    def state(self) -> dict:
+        return {"paths": sorted(set(distributed.gathered(self.dataset.damaged)))}
+
+    def restore(self, training: Training, state: dict):
+        self.dataset.note_damaged(state["paths"])
+
+
+def constants(settings: SimpleNamespace) -> dict:
+    """What the results depend on beside the constants of every script."""
+    names = ("image_size", "pretrained", "micro_batch", "label_smoothing", "learning_rate_warmup")
+    return {name: getattr(settings, name) for name in names}
+
+
+def load(settings: SimpleNamespace) -> folders.Folder:
+    """The images; prints how the processes share a step."""
+    settings.dataset = settings.data_dir
+    dataset = folders.load(settings)
+    ranks, passes = distributed.ranks(), settings.passes
+    print(
+        f"{len(dataset.train):,} training and {len(dataset.test):,} test images of {len(dataset.classes):,} classes\n"
+        f"a step: {settings.batch_size} images in all = {ranks} process{'es' * (ranks > 1)} x {passes} "
+        f"pass{'es' * (passes > 1)} of {settings.per_pass}; the learning rate is that of the whole step"
+    )
+    return dataset
+
+
+def finals_of(settings, dataset, shared: dict, failures: list[str]):
+    """Method, target, seed and what final.pt holds, for every run; None where the target is out of reach."""
+    for seed, method in product(settings.seeds, sorted(settings.methods, key=lambda method: method != "dense")):
+        for target in (0.0,) if method == "dense" else settings.sparsities:
+            try:
+                final = train_one(settings, dataset, shared, method, target, seed, [Damage(dataset)])
+                dataset.note_damaged(final["Damage"]["paths"])  # where the run was finished before
+            except (Diverged, Unreachable) as error:
+                failures.append(f"{method} {target:g} seed {seed}: {error}")
+                print(f"error: {failures[-1]}", file=sys.stderr)
+                final = None
+                if isinstance(error, Diverged):
+                    continue
+            yield method, target, seed, final
+
+
+def own_row(settings, dataset, final: dict, reference: dict | None) -> dict:
+    return {
+        **row_of(settings, dataset, final, reference),
+        "test_top5_accuracy": final["rows"][-1]["test_top5_accuracy"],
+    }
+
+
+def study(settings: SimpleNamespace) -> int:
+    """Trains every method at every sparsity, writes imagenet.csv, .md and .png; the exit status."""
+    check(settings)
+    dataset = distributed.everywhere(lambda: load(settings))
+    print(f"learning rate {settings.pruning_learning_rate:g}, {settings.schedule}")
+    shared = {**accumulation.common_config(settings, dataset, "resnet50"), **constants(settings)}
+    shared |= {"gradient_clip": 0.0, "noise_std": 0.0}
+    rows, failures, dense = [], [], {}
+    for method, target, seed, final in finals_of(settings, dataset, shared, failures):
+        if final is None:
+            rows.append({**empty_row(settings, method, target, seed), "test_top5_accuracy": None})
+            continue
+        if method == "dense":
+            dense[seed] = final
+        reference = dense.get(seed)
+        rows.append(distributed.by_first(partial(own_row, settings, dataset, final, reference)))
+        distributed.by_first(lambda: write_table(settings, shared, rows))
+    if rows:
+        distributed.by_first(lambda: present(settings, dataset, rows))
+    for failure in failures:
+        print(f"error: not finished: {failure}", file=sys.stderr)
+    return 2 if failures else 0
+
+
+def write_table(settings, shared: dict, rows: list[dict]) -> None:
+    """After every run: a table that took weeks is never all or nothing."""
+    folder = settings.output_dir / settings.script
+    folder.mkdir(exist_ok=True)
+    write_csv(folder / "imagenet.csv", OWN_COLUMNS, rows)
+    write_text(folder / "imagenet.json", json.dumps(accumulation.provenance(shared), indent=1) + "\n")
+    write_text(folder / "imagenet.md", markdown(rows))
+
+
+def present(settings, dataset: folders.Folder, rows: list[dict]) -> None:
+    """The table, the figure, and the damaged images."""
+    folder = settings.output_dir / settings.script
+    print(f"\n{summary(rows)}\n\ntable: {folder / 'imagenet.csv'}\ntable: {folder / 'imagenet.md'}")
+    figure = draw(settings, dataset, rows, folder)
+    print("".join(f"figure: {path}\n" for path in figure), end="")
+    damaged = dataset.damaged
+    if damaged:
+        print(f"{len(damaged)} damaged images were left out:")
+        print("".join(f"  {path}\n" for path in damaged), end="")
+
+
+def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> list[Path]:
+    """Accuracy against weight sparsity, with the paper's DS-Pruning where the images are the paper's."""
+    if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
+        return []
+    line = {target: values[0] for (method, target), values in PAPER.items() if method == "ds-pruning"}
+    published = {"ds-pruning": line} if len(dataset.classes) == CLASSES else {}
+    title = f"ResNet-50 on {report.dataset_name(settings.dataset)}"
+    path = folder / "imagenet.png"
+    report.tradeoff_figure(
+        rows, path, title, lambda row: 100 * row["weight_sparsity"], "Weight sparsity (%)", published
+    )
+    return [path]
+
+
+# The paper's table: title -> the value of one of our rows, and of the paper's, as it is shown.
+CELLS = (
+    ("Accuracy (%)", "{:.2f}", lambda row: 100 * row["test_accuracy"], lambda paper: paper[0]),
+    ("Top-5 (%)", "{:.2f}", lambda row: 100 * row["test_top5_accuracy"], lambda paper: None),
+    ("Neuron sparsity (%)", "{:.1f}", lambda row: 100 * row["neuron_sparsity"], lambda paper: paper[1]),
+    ("Weight sparsity (%)", "{:.1f}", lambda row: 100 * row["weight_sparsity"], lambda paper: paper[2]),
+    ("Training speedup", "{:.2f}", lambda row: row["training_speedup"], lambda paper: paper[3] and 1 / paper[3]),
+    ("Training FLOPs", "{:.2f}", lambda row: row["training_flops_ratio"], lambda paper: paper[4]),
+    ("Inference FLOPs", "{:.2f}", lambda row: row["inference_flops_ratio"], lambda paper: paper[5]),
+)
+
+
+def cell(shape: str, ours: list[float | None], published: float | None) -> str:
+    """Our mean, its deviation over seeds where there are several, and the paper's value in brackets."""
+    found = [value for value in ours if value is not None]
+    text = shape.format(np.mean(found)) if found else "-"
+    if len(found) > 1:
+        text += f" ± {shape.format(np.std(found, ddof=1))}"
+    return text if published is None else f"{text} ({shape.format(published)})"
+
+
+def markdown(rows: list[dict]) -> str:
+    """The paper's table, a line a method and target, ours with the paper's values in brackets behind."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["method"], row["target"]].append(row)
+    titles = ["Method", "Target (%)", *(title for title, *_ in CELLS)]
+    lines = [titles, ["---"] * len(titles)]
+    for (method, target), group in groups.items():
+        reached = [row for row in group if row["test_accuracy"] is not None]
+        paper = PAPER.get((method, target), (None,) * 6)
+        name = report.NAMES.get(method, method)
+        values = [cell(shape, [ours(row) for row in reached], theirs(paper)) for _, shape, ours, theirs in CELLS]
+        lines.append([name, f"{100 * target:g}" if target else "-", *values])
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    seeds, epochs = len({row["seed"] for row in rows}), {row["epochs"] for row in rows} - {None}
+    spread = "one seed" if seeds == 1 else f"mean ± standard deviation of {seeds} seeds"
+    return (
+        f"{text}\nIn brackets: the paper's value, for ImageNet and its training. Ours: {max(epochs, default=0)} "
+        f"epochs, {spread}. FLOPs are shares of the dense network's, speedup is dense training time "
+        "over this method's.\n"
+    )
