@@ -130,8 +130,10 @@ def sweep_figure(
         units = {row["units"] for rows in flat for row in rows}
         head = f"{title}. {min(units):,} units, {seeds_of(flat, swept)}"
         figure.suptitle(head, x=0.01, ha="left", fontsize=10)
-        if missed:
-            figure.supxlabel(f"not finished: {'; '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
+        notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
+        notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
+        notes += [f"not finished: {', '.join(missed)}"] if missed else []
+        figure.supxlabel("; ".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
         save(figure, path)
 
 

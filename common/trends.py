@@ -6,6 +6,11 @@ import numpy as np
 from scipy import stats
 
 LEAST = 3  # values of the swept constant that a trend takes
+NOTE = """
+
+Rank correlation: Spearman's, the mean over seeds. p: Page's test, two-sided. -: cannot be told, for one seed, fewer
+than three values, or nothing that varies.
+"""
 
 
 def blocks(points: list[tuple[float, int, float | None]]) -> tuple[list[float], np.ndarray]:
@@ -63,4 +68,4 @@ def markdown(table: list[dict], groups: list[str]) -> str:
         cells = [*(str(row[name]) for name in groups), row["quantity"], str(row["seeds"])]
         cells += [cell(row["correlation"], "+.2f"), interval, cell(row["p"], ".2g")]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + NOTE
