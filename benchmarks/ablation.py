@@ -38,13 +38,14 @@ COLUMNS = [
 # part -> variant -> what it changes: constants of the method, or of the script.
 PARTS: dict[str, dict[str, dict]] = {
     "as it is": {"DS-Pruning": {}},
-    "controls": {"random": {"method": "random"}, "scratch": {"method": "scratch"}},
-    "when": {
-        "5 to 40 %": {"warmup": 0.05, "settle": 0.4},
-        "10 to 60 %": {"warmup": 0.1, "settle": 0.6},
-        "30 to 90 %": {"warmup": 0.3, "settle": 0.9},
+    "controls": {"random": {"method": "random"}, "its shape from scratch": {"method": "scratch"}},
+    "plan": {
+        "5 to 40 %, cubic, layers as they are": {"warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
+        "10 to 60 %, quadratic": {"warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
+        "5 to 80 %, cubic": {"warmup": 0.05, "plan_power": 3.0},
+        "30 to 90 %, straight": {"warmup": 0.3, "settle": 0.9, "plan_power": 1.0},
+        "20 to 75 %, pressed for 50 steps": {"settle": 0.75, "press_steps": 50},
     },
-    "shape of the plan": {"straight": {"plan_power": 1.0}, "cubic": {"plan_power": 3.0}},
     "rank": {
         "layers as they are": {"evenness": 0.0},
         "relative to the layer": {"evenness": 1.0},
