@@ -11,7 +11,7 @@ Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 
 from common import accumulation, settings, sparsity_study, sweeps
 
-STUDY = "accumulation"  # accumulation, batch-size, learning-rate, regularization: units; neuron-, weight-sparsity
+STUDY = "accumulation"  # or batch-size, learning-rate, regularization (what kills units), neuron- or weight-sparsity
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to

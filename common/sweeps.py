@@ -1,7 +1,6 @@
 """The sweeps: how many units die as the batch size, the learning rate or the regularization changes."""
 
 import json
-import math
 import sys
 from itertools import product
 from pathlib import Path
@@ -47,11 +46,11 @@ PUBLISHED = {
 def equal_steps(settings: SimpleNamespace) -> tuple[int, int]:
     """The smallest batch size and its epochs in the runs at equal steps.
 
-    About the steps that EPOCHS take at BATCH_SIZE, so that the cost stays near that of the runs at equal epochs; but
-    two epochs at least, since dying units are told from the epoch before.
+    So many that these runs together take about the epochs of those at equal epochs, and cost as much; but two at least,
+    since dying units are told from the epoch before.
     """
-    smallest = min(settings.batch_sizes)
-    return smallest, max(2, math.ceil(settings.epochs * smallest / settings.batch_size))
+    sizes = settings.batch_sizes
+    return min(sizes), max(2, round(settings.epochs * len(sizes) * min(sizes) / sum(sizes)))
 
 
 def epochs_of(settings: SimpleNamespace, footing: str, batch_size: int) -> int:
@@ -179,7 +178,7 @@ def trend_table(study: str, rows: list[dict]) -> list[dict]:
 
 
 def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder: Path) -> list[Path]:
-    """<study>.png, and <study>-layers.png and <study>-returns.png where a unit died; their paths."""
+    """<study>.png and, where units died at equal epochs, <study>-layers.png and <study>-returns.png; their paths."""
     study, swept = settings.study, STUDIES[settings.study]
     title = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     paths = [folder / f"{study}{ending}.png" for ending in Tables.ENDINGS]
@@ -202,9 +201,9 @@ def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder:
         layers = [name for name in at_equal_epochs[0] if name not in (*IDENTITY, "epoch")]
         report.layers_figure(shares, layers, paths[1], f"{title}: share of units dead over the whole epoch")
         drawn.append(paths[1])
-    if tables.rows["-returns"]:
-        patience = getattr(settings, "patience", None)
-        figures.returns_figure(tables.rows["-returns"], paths[2], f"{title}, {study}", patience)
+    returns = [row for row in tables.rows["-returns"] if row["footing"] == "epochs"]
+    if returns:
+        figures.returns_figure(returns, paths[2], f"{title}, {study}", getattr(settings, "patience", None))
         drawn.append(paths[2])
     for path in set(paths) - set(drawn):  # of an earlier command
         path.unlink(missing_ok=True)

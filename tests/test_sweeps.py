@@ -96,11 +96,19 @@ def test_batch_sizes_are_compared_at_equal_epochs_and_at_equal_steps(call, tmp_p
     assert len(list((tmp_path / "state").rglob("final.pt"))) == 5  # that run was trained once
 
 
-def test_equal_steps_cost_about_what_equal_epochs_do_at_the_protocols_batch_size():
-    cpu = SimpleNamespace(batch_sizes=(16, 32, 64, 128, 256), batch_size=128, epochs=10)
-    assert [sweeps.epochs_of(cpu, "steps", size) for size in cpu.batch_sizes] == [2, 4, 8, 16, 32]
-    odd = SimpleNamespace(batch_sizes=(48, 100), batch_size=128, epochs=10)
-    assert [sweeps.epochs_of(odd, "steps", size) for size in odd.batch_sizes] == [4, 8]
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "expected"),
+    [
+        ((16, 32, 64, 128, 256), 10, [2, 4, 8, 16, 32]),  # two at least: the published sizes under the cpu protocol
+        ((16, 32, 64, 128, 256), 100, [16, 32, 64, 128, 256]),
+        ((256, 128), 30, [40, 20]),
+        ((48, 100), 10, [6, 12]),
+    ],
+)
+def test_runs_at_equal_steps_take_about_the_epochs_of_those_at_equal_epochs(sizes, epochs, expected):
+    settings = SimpleNamespace(batch_sizes=sizes, epochs=epochs)
+    assert [sweeps.epochs_of(settings, "steps", size) for size in sizes] == expected
+    assert sum(expected) <= 1.25 * max(len(sizes) * epochs, 2 * sum(sizes) / min(sizes))
 
 
 @pytest.mark.parametrize(
