@@ -10,7 +10,7 @@ import numpy as np
 
 from common import accumulation, data, death, figures, report, trends
 from common.results import rows_to_extend
-from common.runs import Run, read_csv, write_csv, write_text
+from common.runs import Busy, Run, read_csv, write_csv, write_text
 from common.settings import UserError
 from common.training import Diverged, fit
 
@@ -250,7 +250,7 @@ def study(settings: SimpleNamespace) -> int:
             continue
         try:
             final = train_one(settings, dataset, shared, point)
-        except Diverged as error:
+        except (Diverged, Busy) as error:
             values = f"{settings.study} {figures.short(point[STUDIES[settings.study]])}"
             label = accumulation.label(point["learning_rate"], point["regularization"], point["seed"])
             failures.append(f"{values} at equal {point['footing']}, {label}: {error}")

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
-from common import death, runs, sweeps, trends
+from common import death, figures, runs, sweeps, trends
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -134,6 +135,52 @@ def test_a_run_that_diverges_is_listed_and_the_others_are_drawn(call, tmp_path):
     assert "Traceback" not in error
     assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05, 0.1]
     assert "learning-rate.png" in output
+
+
+def test_a_run_that_another_process_trains_is_listed_and_the_others_are_made(call, tmp_path, monkeypatch):
+    honest = sweeps.train_one
+
+    def busy(settings, dataset, shared, point):
+        if point["learning_rate"] != 0.05:
+            return honest(settings, dataset, shared, point)
+        with runs.Run(tmp_path, "lr 0.05", {}).locked(), runs.Run(tmp_path, "lr 0.05", {}).locked():
+            raise AssertionError
+
+    monkeypatch.setattr(sweeps, "train_one", busy)
+    status, _, error = call("Resnet18", f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0")
+    assert status == 2
+    assert "not finished: learning-rate 0.05" in error
+    assert "another process is training" in error
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.1]
+
+
+def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_what_is_missing(tmp_path, monkeypatch):
+    rows = [
+        {"learning_rate": rate, "seed": seed, "units": 976, "dead_at_end": 400 + seed, "cumulative_dead": 2000 + seed}
+        | {"epochs": 10, "dying_units": None if rate == 0.01 else 480.0, "test_accuracy": 0.7}
+        for seed in range(3)
+        for rate in (0.01, 0.05, 0.1)
+        if (seed, rate) != (2, 0.1)
+    ]
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    published, missed = sweeps.PUBLISHED["learning-rate"], ["learning-rate 0.1 seed 2"]
+    figures.sweep_figure({"epochs": {"λ 0.01": rows}}, "learning_rate", tmp_path / "figure.png", "x", published, missed)
+    texts = " ".join(text.get_text() for text in drawn[0].findobj(Text))
+    for words in (
+        "mean of 2 to 3 seeds",
+        "paper, scaled",
+        "coin toss",
+        "λ 0.01",
+        "not finished: learning-rate 0.1 seed 2",
+    ):
+        assert words in texts
+    one = [row for row in rows if row["seed"] == 0]
+    figures.sweep_figure({"epochs": {"": one}}, "learning_rate", tmp_path / "figure.png", "x", {}, [])
+    texts = " ".join(text.get_text() for text in drawn[1].findobj(Text))
+    assert "one seed" in texts
+    assert "paper" not in texts
+    assert "not finished" not in texts
 
 
 def test_an_extended_sweep_trains_only_what_it_lacks_and_ends_like_one_made_at_once(call, tmp_path):
