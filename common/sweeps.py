@@ -143,20 +143,23 @@ class Tables:
         self.rows: dict[str, list[dict]] = {ending: [] for ending in self.ENDINGS}
         if extend:
             self.rows[""] = rows_to_extend(self.paths[""], made["settings"], COLUMNS)
-            for ending in self.ENDINGS[1:] if self.rows[""] else ():
-                self.rows[ending] = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
+            known = {identity(row) for row in self.rows[""]}
+            for ending in self.ENDINGS[1:]:
+                rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
+                self.rows[ending] = [row for row in rows if identity(row) in known]
 
     def add(self, row: dict, counts: dict) -> None:
         run = {name: row[name] for name in IDENTITY}
-        for ending, new in zip(
-            self.ENDINGS, ([row], death.layer_rows(run, counts), death.return_rows(run, counts)), strict=True
-        ):
-            self.rows[ending] = sorted([*self.rows[ending], *new], key=identity)
+        new = {"-layers": death.layer_rows(run, counts), "-returns": death.return_rows(run, counts), "": [row]}
+        if not self.rows[""]:  # a table of other conditions must not stand beside this one's .json
+            self.paths[""].unlink(missing_ok=True)
+        write_text(self.paths[""].with_suffix(".json"), json.dumps(self.made, indent=1) + "\n")
+        for ending in new:  # the main table last: a run is in it when all that it left is written
+            self.rows[ending] = sorted([*self.rows[ending], *new[ending]], key=identity)
             if self.rows[ending]:
                 write_csv(self.paths[ending], list(self.rows[ending][0]) if ending else COLUMNS, self.rows[ending])
             else:
                 self.paths[ending].unlink(missing_ok=True)
-        write_text(self.paths[""].with_suffix(".json"), json.dumps(self.made, indent=1) + "\n")
 
 
 def line_name(row: dict, study: str, rows: list[dict]) -> str:

@@ -224,8 +224,15 @@ def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monk
     flags = f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0"
     assert call("Resnet18", flags)[0] == 130
     assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05]
+    layers = (
+        tmp_path / "out/Resnet18/learning-rate-layers.csv"
+    )  # killed between two files, it may be ahead of the table
+    layers.write_text(layers.read_text() + layers.read_text().splitlines()[-1].replace("0.05", "0.1") + "\n")
     assert call("Resnet18", f"{flags} --extend")[0] == 0
     assert len(trained) == 3
+    assert [(row["learning_rate"], row["epoch"]) for row in read_csv(layers)] == [
+        (r, e) for r in (0.05, 0.1) for e in (1, 2)
+    ]
 
 
 def test_the_rows_of_a_sweep_are_what_its_runs_counted(call, tmp_path):
