@@ -4,13 +4,14 @@
     python Resnet18.py                           CIFAR-10, 10 epochs at width 16 on a CPU, 30 at width 64 on a GPU
     python Resnet18.py --protocol published      the paper's settings: a day on a GPU
     python Resnet18.py --regularization 0 0.01   with and without an L1 penalty on the batch-norm scales
+    python Resnet18.py --study batch-size        what the batch size does to it; also learning-rate, regularization
 
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import accumulation, settings, sparsity_study
+from common import accumulation, settings, sparsity_study, sweeps
 
-STUDY = "accumulation"  # accumulation: dead and dying units by epoch; neuron-sparsity, weight-sparsity: accuracy
+STUDY = "accumulation"  # or batch-size, learning-rate, regularization (what kills units), neuron- or weight-sparsity
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
@@ -25,14 +26,16 @@ WIDTH = None  # channels of the first stage
 STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
 EPOCHS = None  # passes over the training images
 BATCH_SIZE = None  # examples a step
-LEARNING_RATES = [0.01, 0.05]  # one run each; the highest of its schedule
+BATCH_SIZES = [16, 32, 64, 128, 256]  # of the study batch-size: one run each at equal epochs, one at equal steps
+LEARNING_RATES = None  # one run each; the highest of its schedule; BY_STUDY says what None is
 SCHEDULE = None  # constant or one-cycle
 MOMENTUM = 0.9  # of SGD
 WEIGHT_DECAY = None  # of SGD, on all parameters
-GRADIENT_CLIP = 1.0  # largest gradient norm in the accumulation study; 0: no clipping
-NOISE_STD = 0.0  # deviation of Gaussian noise on every gradient element in the accumulation study
+GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping; not in the sparsity studies
+NOISE_STD = 0.0  # deviation of Gaussian noise on every gradient element; not in the sparsity studies
 PRUNING_LEARNING_RATE = 0.1  # of the sparsity studies
-REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
+REGULARIZATION = None  # L1 penalty on the batch-norm scales, triangular over training; one run each
+REGULARIZATIONS = [0.0, 9e-8, 9e-7, 9e-6, 9e-5, 9e-4, 0.003, 0.01, 0.03, 0.1]  # of the study regularization
 AUGMENTATION = None  # any of crop, flip, cutout
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
@@ -52,10 +55,22 @@ SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]  # targets of the sparsity st
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.8  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
-EXTEND = False  # keep the rows that a sparsity study's table has, and train only what it lacks
+EXTEND = False  # keep the rows that a study's table has, and train only what it lacks; not in accumulation
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
 
-STUDIES = {"accumulation": accumulation.study, **dict.fromkeys(sparsity_study.STUDIES, sparsity_study.study)}
+BY_STUDY = {  # what a constant that is None becomes; death needs pressure, so two sweeps are made with and without
+    "accumulation": {"LEARNING_RATES": [0.01, 0.05], "REGULARIZATION": [0.0]},
+    "batch-size": {"LEARNING_RATES": [0.05], "REGULARIZATION": [0.0, 0.01]},
+    "learning-rate": {"LEARNING_RATES": [0.01, 0.025, 0.05, 0.075, 0.1], "REGULARIZATION": [0.0, 0.01]},
+    "regularization": {"LEARNING_RATES": [0.05]},
+    "neuron-sparsity": {"REGULARIZATION": [0.0]},
+    "weight-sparsity": {"REGULARIZATION": [0.0]},
+}
+STUDIES = {
+    "accumulation": accumulation.study,
+    **dict.fromkeys(sweeps.STUDIES, sweeps.study),
+    **dict.fromkeys(sparsity_study.STUDIES, sparsity_study.study),
+}
 
 
 def main() -> int:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torchvision
 
-from common import data, distributed, report, units
+from common import data, death, distributed, figures, report, units
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
 from common.runs import Run, read_csv, write_csv, write_text
-from common.training import Diverged, fit
+from common.training import Callback, Diverged, fit
 
 COLUMNS = [
     "script",
@@ -74,19 +74,25 @@ def common_config(settings: SimpleNamespace, dataset: data.Dataset, network: str
     }
 
 
+def changes(settings: SimpleNamespace, strength: float, seed: int) -> list[Callback]:
+    """What is done to the gradients of a run, in this order."""
+    found = [
+        BatchNormPull(strength) if strength else None,
+        GradientClip(settings.gradient_clip) if settings.gradient_clip else None,
+        GradientNoise(settings.noise_std, seed, settings.device) if settings.noise_std else None,
+    ]
+    return [change for change in found if change]
+
+
 def train_all(settings: SimpleNamespace, dataset: data.Dataset, shared: dict) -> tuple[list[dict], list[str]]:
     """One run for each regularization, learning rate and seed; returns what they left, and a line for each failure."""
     finals, failures = [], []
     for strength, rate, seed in product(settings.regularization, settings.learning_rates, settings.seeds):
         config = {**shared, "learning_rate": rate, "regularization": strength, "seed": seed}
         run = Run(settings.run_dir / settings.script / settings.study, label(rate, strength, seed), config)
-        changes = [
-            BatchNormPull(strength) if strength else None,
-            GradientClip(settings.gradient_clip) if settings.gradient_clip else None,
-            GradientNoise(settings.noise_std, seed, settings.device) if settings.noise_std else None,
-        ]
         try:
-            finals.append(fit(settings, dataset, run, shared["network"], rate, seed, [c for c in changes if c]))
+            extra = changes(settings, strength, seed)
+            finals.append(fit(settings, dataset, run, shared["network"], rate, seed, extra))
         except Diverged as error:
             failures.append(f"{run.label}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr)
@@ -115,7 +121,7 @@ def line_name(row: dict) -> str:
 
 
 def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
-    """accumulation.png and accumulation-layers.png; returns their paths."""
+    """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
     what = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
     rates = sorted({row["learning_rate"] for row in rows}) if settings.dataset == "cifar10" else []
@@ -130,7 +136,46 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     names = list(finals[0]["counts"]["layers"])
     means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}
     report.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
-    return [curves, layers]
+    return [curves, layers, *draw_units(settings, finals, folder, what)]
+
+
+RUN = ["learning_rate", "regularization", "seed"]
+
+
+def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what: str) -> list[Path]:
+    """Writes accumulation-fire-rates.csv and, where units died, accumulation-returns.csv and its figure, whose path it
+    returns."""
+    rates, returns = [], []
+    for final in finals:
+        run = {name: final["config"][name] for name in RUN}
+        rates += death.fire_rate_rows(run, final["counts"])
+        returns += death.return_rows(run, final["counts"])
+    write_csv(folder / "accumulation-fire-rates.csv", list(rates[0]), rates)
+    path = folder / "accumulation-returns.png"
+    if not returns:
+        for old in (path, path.with_suffix(".csv")):
+            old.unlink(missing_ok=True)
+        return []
+    write_csv(path.with_suffix(".csv"), list(returns[0]), returns)
+    figures.returns_figure(returns, path, what, getattr(settings, "patience", None))
+    return [path]
+
+
+def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str], path: Path) -> list[Path]:
+    """The distribution of the last epoch's fire rates for several scripts, where two of them left them; its path."""
+    columns: dict[tuple, dict] = {}
+    for script, name in members.items():
+        table = settings.output_dir / script / "accumulation-fire-rates.csv"
+        for row in read_csv(table) if table.exists() else ():
+            line = columns.setdefault((row["regularization"], row["learning_rate"]), {})
+            line.setdefault(name, []).append(row["fire_rate"])
+    columns = {key: columns[key] for key in sorted(columns) if len(columns[key]) > 1}
+    if not columns:
+        return []
+    named = {label(rate, strength).replace(" lambda", ", λ"): found for (strength, rate), found in columns.items()}
+    what = report.dataset_name(settings.dataset)
+    figures.fire_rates_figure(named, path, f"How often the units fire, last epoch of training on {what}")
+    return [path]
 
 
 # The paper's counts of "pruned neurons" per epoch, of the 576 units that it watches.
@@ -202,6 +247,9 @@ def compare(settings: SimpleNamespace) -> list[Path]:
                 f"{title} on {report.dataset_name(settings.dataset)}",
                 {f"lr {rate:g}": published_beside(members, rate) for rate in columns if on_cifar10},
             )
+        if name == "activations":
+            alike = {script: line for script, line in members.items() if script in found}
+            drawn += draw_fire_rates(settings, alike, settings.output_dir / "fire-rates.png")
     return drawn
 
 

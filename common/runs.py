@@ -84,6 +84,10 @@ def load(path: Path) -> dict:
         raise UserError(f"{path} is damaged or not ours ({reason}); delete it to begin that run again") from None
 
 
+class Busy(UserError):
+    """Another process trains the same run."""
+
+
 class Run:
     """The folder of one run, named after its constants; of several processes, only the first reads and writes it.
 
@@ -112,7 +116,7 @@ class Run:
         """Keeps a second command from training the same run.
 
         Raises:
-            UserError: when another one is doing it.
+            Busy: when another one is doing it.
         """
         with ExitStack() as stack:
             distributed.by_first(lambda: self.lock(stack))
@@ -124,7 +128,7 @@ class Run:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"another process is training {self.folder}; wait for it or move RUN_DIR") from None
+            raise Busy(f"another process is training {self.folder}; wait for it or move RUN_DIR") from None
 
     def final(self) -> dict | None:
         return self.read("final.pt")

@@ -106,6 +106,7 @@ KINDS = {
     "STEM": one_of(*STEMS),
     "EPOCHS": COUNT,
     "BATCH_SIZE": number(lambda v: v > 1, "a whole number > 1 (batch norm needs two examples)", whole),
+    "BATCH_SIZES": number(lambda v: v > 1, "whole numbers > 1 (batch norm needs two examples)", whole, several=True),
     "LEARNING_RATES": POSITIVES,
     "SCHEDULE": one_of("constant", "one-cycle"),
     "MOMENTUM": number(lambda v: 0 <= v < 1, "a number in [0, 1)"),
@@ -113,6 +114,7 @@ KINDS = {
     "GRADIENT_CLIP": FROM_ZERO,
     "NOISE_STD": FROM_ZERO,
     "REGULARIZATION": number(lambda v: v >= 0, "numbers >= 0", several=True),
+    "REGULARIZATIONS": number(lambda v: v >= 0, "numbers >= 0", several=True),
     "METHODS": Kind(str, lambda v: v != "", "names of methods", several=True),
     "SPARSITIES": number(lambda v: 0 <= v < 1, "numbers in [0, 1)", several=True),
     "PRUNING_LEARNING_RATE": POSITIVE,
@@ -173,9 +175,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists every constant")
 
 
-def shown(value) -> str:
+def shown(value, settled_by: str) -> str:
     if value is None:
-        return "the protocol's"
+        return f"the {settled_by}'s"
     return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -185,9 +187,11 @@ def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) 
         prog=script.name, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     comments = constants_of(script)
+    by_study = {name for values in constants.get("BY_STUDY", {}).values() for name in values}
     for name, comment in comments.items():
         kind = KINDS[name]
-        flag, text = "--" + name.lower().replace("_", "-"), f"{comment} [{shown(constants[name])}]".replace("%", "%%")
+        default = shown(constants[name], "study" if name in by_study else "protocol")
+        flag, text = "--" + name.lower().replace("_", "-"), f"{comment} [{default}]".replace("%", "%%")
         shape = {"action": argparse.BooleanOptionalAction} if kind.read is truth else {"metavar": "VALUE"}
         if kind.several:
             shape = {"nargs": "*" if kind.optional else "+", "metavar": "VALUE"}
@@ -262,10 +266,11 @@ def passes_of(batch_size: int, micro_batch: int) -> int:
 def read(
     script_globals: dict, studies: tuple[str, ...], arguments: list[str] | None = None, processes: bool = False
 ) -> SimpleNamespace:
-    """The settings of a script: its constants, the command line's flags in their place, the protocol's for None.
+    """The settings of a script: its constants, the command line's flags in their place, for None the study's or the
+    protocol's.
 
     Args:
-        script_globals: the script's `globals()`.
+        script_globals: the script's `globals()`; its BY_STUDY says what NAMEs that are None become in a study.
         studies: the studies the script has.
         arguments: the command line, `sys.argv[1:]` by default.
         processes: whether the script runs under torchrun, in several processes; they have joined on return.
@@ -285,6 +290,9 @@ def read(
     values = {name: value if value is None else check(name.upper(), value) for name, value in values.items()}
     if values["study"] not in studies:
         raise UserError(f"STUDY: got {values['study']!r}, takes one of {', '.join(studies)}")
+    for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
+        if values[name.lower()] is None:
+            values[name.lower()] = check(name, value)
     values["device"] = pick_device(values["device"])
     values["precision"] = pick_precision(values["precision"], values["device"])
     if values.get("protocol") == "auto":

@@ -16,7 +16,8 @@ from common.gradients import BatchNormPull
 from common.models import build
 from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
 from common.pruning.task import Unreachable
-from common.runs import Run, read_csv, write_csv, write_text
+from common.results import rows_to_extend
+from common.runs import Run, write_csv, write_text
 from common.settings import UserError
 from common.training import Callback, Diverged, Training, fit
 
@@ -241,28 +242,6 @@ def conditions(settings, shared: dict) -> dict:
     return json.loads(json.dumps({**shared, **own, "constants": vars(Constants.of(settings))}))
 
 
-def rows_to_extend(table: Path, made: dict) -> list[dict]:
-    """The rows of an earlier command's table.
-
-    Raises:
-        UserError: when they were made under other conditions, or cannot be read.
-    """
-    if not table.exists():
-        return []
-    try:
-        before = json.loads(table.with_suffix(".json").read_text())["settings"]
-        rows = read_csv(table)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
-    odd = sorted(name for name in {*before, *made} if before.get(name) != made.get(name))
-    if odd or any(set(row) != set(COLUMNS) for row in rows):
-        raise UserError(
-            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
-            "OUTPUT_DIR"
-        )
-    return rows
-
-
 def identity(row: dict) -> tuple:
     return row["method"], float(row["target"]), row["seed"]
 
@@ -276,7 +255,7 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     made = accumulation.provenance(conditions(settings, shared))
     folder = settings.output_dir / settings.script
     table = folder / f"{settings.study}.csv"
-    rows = rows_to_extend(table, made["settings"]) if settings.extend else []
+    rows = rows_to_extend(table, made["settings"], COLUMNS) if settings.extend else []
     known = {identity(row) for row in rows}
     failures, dense, courses = [], {}, {}
     for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):

@@ -111,7 +111,8 @@ def test_values_given_twice_count_once(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, script):
     module = script_module(script)
-    constants = [name for name in vars(module) if name.isupper() and name != "STUDIES"]  # functions, no constant
+    by_study = {name for settled in getattr(module, "BY_STUDY", {}).values() for name in settled}
+    constants = [name for name in vars(module) if name.isupper() and name not in ("STUDIES", "BY_STUDY")]
     with pytest.raises(SystemExit) as stop:
         call(script, "--help")
     assert stop.value.code == 0
@@ -119,8 +120,10 @@ def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, sc
     assert len(constants) > 20
     for name in constants:
         value = getattr(module, name)
-        default = " ".join(map(str, value)) if isinstance(value, list) else "the protocol's" if value is None else value
-        flag, after = f" --{name.lower().replace('_', '-')} ", text.split(" options: ")[1]
+        settled = "the study's" if name in by_study else "the protocol's"
+        default = " ".join(map(str, value)) if isinstance(value, list) else settled if value is None else value
+        flag, after = f"--{name.lower().replace('_', '-')}", text.split(" options: ")[1]
+        flag = f" {flag}, --no{flag[1:]} " if isinstance(value, bool) else f" {flag} "
         entry = after.split(flag)[2 if flag in after.split(" --help ")[0] else 1]
         meaning = entry.split(f"[{default}]")
         assert len(meaning) > 1, name

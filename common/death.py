@@ -1,0 +1,91 @@
+"""Where units die, whether they come back, and how often each fires at the end: small tables from a run's counts.
+
+A run's counts are what its final.pt holds under `counts`; `run` is the columns that tell the run from others.
+"""
+
+import torch
+from torch import Tensor
+
+from common import units
+from common.training import Callback, Training
+
+CLOSING = 0.1  # the share of all steps that AtEnd looks at
+
+
+class AtEnd(Callback):
+    """Counts the units that did not fire once in the last tenth of all steps, or in the last epoch where it is shorter.
+
+    A run of few long epochs would otherwise hide what died in its last one: a unit that fired in the first step of an
+    epoch is not dead in that epoch.
+    """
+
+    def __init__(self):
+        self.before: Tensor | None = None  # the epoch's counts when the window opened
+        self.dead: int | None = None
+
+    @staticmethod
+    def opens(training: Training) -> int:
+        """The finished steps of the last epoch at which the window opens."""
+        return training.steps_per_epoch - min(training.steps_per_epoch, max(1, int(CLOSING * training.total_steps)))
+
+    def on_epoch_start(self, training: Training):
+        if training.epoch == training.epochs - 1 and self.opens(training) == 0:
+            self.before = torch.zeros_like(training.watch.fired)
+
+    def on_step(self, training: Training):
+        if training.epoch == training.epochs - 1 and training.step == self.opens(training):
+            self.before = training.watch.fired.clone()
+
+    def on_epoch_end(self, training: Training):
+        if training.epoch == training.epochs:
+            self.dead = int((training.watch.fired == self.before).sum())
+
+    def state(self) -> dict:
+        return {"dead": self.dead}
+
+    def restore(self, training: Training, state: dict):
+        self.dead = state["dead"]
+
+
+def layer_rows(run: dict, counts: dict) -> list[dict]:
+    """The share of dead units in [0, 1] by layer, a row an epoch: `run`, epoch, and a column for each layer."""
+    rows = []
+    for epoch, now in enumerate(units.history(counts), 1):
+        shares = units.by_layer(now.dead.double(), counts["layers"])
+        rows.append({**run, "epoch": epoch, **{layer: round(share, 6) for layer, share in shares.items()}})
+    return rows
+
+
+def return_rows(run: dict, counts: dict) -> list[dict]:
+    """How many dead units come back, by how long they had been dead.
+
+    Returns:
+        `run`; dead_for, in epochs; at_risk: how often a unit had been dead for so long with an epoch still to come;
+        came_back: how often it fired in the next epoch; came_back_later: in that or any later one. A row for each
+        dead_for that occurs.
+    """
+    dead = torch.stack([epoch.dead for epoch in units.history(counts)])  # [epochs, U]
+    longest = len(dead)
+    fires_later = torch.stack([~dead[epoch + 1 :].all(0) for epoch in range(longest)])
+    found = torch.zeros(3, longest + 1, dtype=torch.int64)
+    dead_for = torch.zeros(dead.shape[1], dtype=torch.int64)
+    for epoch in range(longest - 1):
+        dead_for = torch.where(dead[epoch], dead_for + 1, 0)
+        for column, those in enumerate((dead[epoch], dead[epoch] & ~dead[epoch + 1], dead[epoch] & fires_later[epoch])):
+            found[column] += torch.bincount(dead_for[those], minlength=longest + 1)
+    names = ("at_risk", "came_back", "came_back_later")
+    return [
+        {**run, "dead_for": length, **dict(zip(names, found[:, length].tolist(), strict=True))}
+        for length in range(1, longest)
+        if found[0, length]
+    ]
+
+
+def fire_rate_rows(run: dict, counts: dict) -> list[dict]:
+    """The fire rate of every unit in the last epoch, in [0, 1] to five digits: `run`, layer, unit, fire_rate."""
+    rates = units.history(counts)[-1].fire_rate.split(list(counts["layers"].values()))
+    return [
+        {**run, "layer": layer, "unit": unit, "fire_rate": float(f"{rate:.5g}")}
+        for layer, part in zip(counts["layers"], rates, strict=True)
+        for unit, rate in enumerate(part.tolist())
+    ]

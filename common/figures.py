@@ -1,0 +1,223 @@
+"""Figures of the sweeps, of fire rates, and of dead units that come back."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot
+from matplotlib.ticker import NullLocator
+from scipy import stats
+
+from common.report import COLOURS, LINES, QUIET, STYLE, Rows, label_ends, save
+
+NAMES = {"batch_size": "batch size", "learning_rate": "lr", "regularization": "λ"}
+AXES = {"batch_size": "Batch size", "learning_rate": "Learning rate", "regularization": "L1 strength λ"}
+FOOTINGS = {"epochs": "equal epochs", "steps": "equal steps"}
+DEAD_TIME = "Dead unit-epochs (% of all)"
+PANELS = (
+    ("Dead at the end (% of units)", lambda row: 100 * row["dead_at_end"] / row["units"]),
+    (DEAD_TIME, lambda row: 100 * row["cumulative_dead"] / row["units"] / row["epochs"]),
+    (
+        "Dying units an epoch (% of units)",
+        lambda row: None if row["dying_units"] is None else 100 * row["dying_units"] / row["units"],
+    ),
+    ("Test accuracy (%)", lambda row: 100 * row["test_accuracy"]),
+)
+
+
+def short(value: float) -> str:
+    """A number as it is read best: 0.01, but 9e-4."""
+    return f"{value:g}" if not 0 < value < 0.001 else np.format_float_scientific(value, trim="-", exp_digits=1)
+
+
+def places(swept: str, values: list[float]) -> dict[float, float]:
+    """Where each swept value lies on its axis: batch sizes and strengths by their logarithm, 0 a decade below them."""
+    if swept == "learning_rate":
+        return {value: value for value in values}
+    scale = np.log2 if swept == "batch_size" else np.log10
+    above = [value for value in values if value > 0]
+    zero = float(scale(min(above))) - 1 if above else 0.0
+    return {value: float(scale(value)) if value > 0 else zero for value in values}
+
+
+def over_runs(rows: Rows, swept: str, value) -> tuple[list[float], np.ndarray, np.ndarray]:
+    """Swept values in order, mean and standard deviation (0 for one run) of `value(row)`, leaving out None."""
+    found = defaultdict(list)
+    for row in rows:
+        if value(row) is not None:
+            found[row[swept]].append(value(row))
+    values = sorted(found)
+    means = np.array([np.mean(found[v]) for v in values])
+    return values, means, np.array([np.std(found[v], ddof=1) if len(found[v]) > 1 else 0.0 for v in values])
+
+
+def seeds_of(groups: list[Rows], swept: str) -> str:
+    """How many seeds are behind the points of a figure."""
+    counts = defaultdict(set)
+    for index, rows in enumerate(groups):
+        for row in rows:
+            counts[index, row[swept]].add(row["seed"])
+    least, most = min(map(len, counts.values())), max(map(len, counts.values()))
+    if most == 1:
+        return "one seed"
+    return f"mean of {most if least == most else f'{least} to {most}'} seeds, bars: one standard deviation"
+
+
+def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float], panel: int, published: dict) -> list:
+    """One quantity against what is swept: a line a group; returns the labels of their ends."""
+    name, value = PANELS[panel]
+    last = max(at.values())
+    ends, largest = [], 0.0
+    for index, (label, rows) in enumerate(lines.items()):
+        values, means, spreads = over_runs(rows, swept, value)
+        if not values:
+            continue
+        colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
+        x = [at[v] for v in values]
+        bars = spreads if spreads.any() else None
+        axes.errorbar(x, means, bars, color=colour, linestyle=line, marker="o", markersize=3.5, capsize=2.5)
+        largest = max(largest, means.max())
+        if label and x[-1] == last:
+            ends.append((means[-1], label, colour))
+        elif label:
+            axes.annotate(label, (x[-1], means[-1]), (4, 2), textcoords="offset points", color=colour, fontsize=8)
+    if name == DEAD_TIME and largest and len(shown := [v for v in at if v in published]) > 1:
+        scaled = [largest * published[v] / max(published[v] for v in shown) for v in shown]
+        axes.plot([at[v] for v in shown], scaled, color=QUIET, linewidth=0.9, linestyle=":")
+        if shown[-1] == max(at):
+            ends.append((scaled[-1], "paper, scaled", QUIET))
+        else:
+            style = {"textcoords": "offset points", "color": QUIET, "fontsize": 8}
+            axes.annotate("paper, scaled", (at[shown[-1]], scaled[-1]), (4, 0), **style)
+    if panel == 2:
+        axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
+        ends.append((50, "coin toss", QUIET))
+    axes.set_xticks(list(at.values()), [short(v) for v in at], rotation=60 if swept == "regularization" else 0)
+    axes.xaxis.set_minor_locator(NullLocator())
+    margin = 0.05 * (last - min(at.values())) or 0.5
+    axes.set(xlim=(min(at.values()) - margin, last + margin), xlabel=AXES[swept])
+    if panel < 2 and axes.get_ylim()[1] < 1:  # no death: no noise magnified
+        axes.set_ylim(-0.03, 1)
+    return ends
+
+
+def sweep_figure(
+    groups: dict[str, dict[str, Rows]], swept: str, path: Path, title: str, published: dict, missed: list[str]
+) -> None:
+    """Dead units at the end and over time, dying units and test accuracy against what is swept; means over seeds.
+
+    Args:
+        groups: footing (a row of panels each) -> label of a line -> rows as in batch-size.csv.
+        swept: the column of the horizontal axis.
+        published: swept value -> the paper's count of dead units, drawn to our scale where epochs are equal; {} for
+            none.
+        missed: runs that are not there, named at the bottom.
+    """
+    flat = [rows for lines in groups.values() for rows in lines.values()]
+    at = places(swept, sorted({row[swept] for rows in flat for row in rows}))
+    with pyplot.rc_context(STYLE):
+        size = (13.0, 0.5 + 2.9 * len(groups))
+        figure, grid = pyplot.subplots(len(groups), len(PANELS), figsize=size, sharey="col", squeeze=False)
+        for panel, column in enumerate(grid.T):
+            labels = []
+            for axes, (footing, lines) in zip(column, groups.items(), strict=True):
+                labels.append(draw_sweep(axes, lines, swept, at, panel, published if footing == "epochs" else {}))
+                head = f"{FOOTINGS[footing]}: " if len(groups) > 1 else ""
+                name = PANELS[panel][0]
+                axes.set_title(head + (name[0].lower() + name[1:] if head else name))
+            for axes, ends in zip(column, labels, strict=True):  # when the limits are settled
+                label_ends(axes, ends)
+        units = {row["units"] for rows in flat for row in rows}
+        head = f"{title}. {min(units):,} units, {seeds_of(flat, swept)}"
+        figure.suptitle(head, x=0.01, ha="left", fontsize=10)
+        notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
+        notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
+        notes += [f"not finished: {', '.join(missed)}"] if missed else []
+        figure.supxlabel("; ".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
+        save(figure, path)
+
+
+FEW = 20
+
+
+def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> None:
+    """The share of dead units that fire again, by how long they had been dead; all runs together.
+
+    A length that occurs fewer than FEW times is left out, where others are there. Bars are Wilson's 95 % intervals, as
+    if units were independent, which those of one run are not quite.
+
+    Args:
+        rows: as `death.return_rows` makes them.
+        patience: epochs after which DS-Pruning cuts a dead unit out; marked where given.
+    """
+    found = defaultdict(lambda: np.zeros(3, dtype=int))
+    for row in rows:
+        found[row["dead_for"]] += [row["at_risk"], row["came_back"], row["came_back_later"]]
+    lengths = sorted(length for length in found if found[length][0] >= FEW) or sorted(found)
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+        ends = []
+        for index, label in enumerate(("in the next epoch", "ever again")):
+            shares, bars = [], []
+            for length in lengths:
+                share = found[length][index + 1] / found[length][0]
+                test = stats.binomtest(int(found[length][index + 1]), int(found[length][0]))
+                interval = test.proportion_ci(0.95, method="wilson")
+                shares.append(100 * share)
+                bars.append((100 * max(share - interval.low, 0), 100 * max(interval.high - share, 0)))
+            style = {"color": COLOURS[index], "linestyle": LINES[index], "marker": "os"[index], "markersize": 4}
+            shift = 0.06 * (2 * index - 1)
+            axes.errorbar(np.array(lengths) + shift, shares, np.array(bars).T, capsize=2.5, **style)
+            ends.append((shares[-1], label, COLOURS[index]))
+        top = axes.get_ylim()[1]
+        axes.set_ylim(-0.03 * top, top)
+        axes.set_xlim(lengths[0] - 0.5, lengths[-1] + 0.5)
+        axes.set_xticks(lengths, [f"{length}\n{found[length][0]:,}" for length in lengths])
+        axes.set(xlabel="Epochs for which a unit had been dead; below: how many times", ylabel="Fire again (%)")
+        if patience is not None and lengths[0] <= patience <= lengths[-1]:
+            axes.axvline(patience, color=QUIET, linewidth=0.8, linestyle=":")
+            place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            axes.annotate(f"PATIENCE {patience}", (patience, 1), (4, -8), color=QUIET, fontsize=8, **place)
+        label_ends(axes, ends)
+        runs = len({tuple(value for name, value in row.items() if name not in COUNTED) for row in rows})
+        runs = "one run" if runs == 1 else f"{runs} runs in which units died"
+        figure.suptitle(f"{title}: dead units that come back, {runs}", x=0.01, ha="left", fontsize=10)
+        save(figure, path)
+
+
+COUNTED = ("dead_for", "at_risk", "came_back", "came_back_later")
+
+
+def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, title: str) -> None:
+    """How the fire rates of all units are distributed, the median dashed: a column of panels a condition, a row an
+    activation.
+
+    Args:
+        columns: condition -> activation -> the fire rates of its units, in [0, 1].
+    """
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    edges = np.linspace(0, 1, 41)
+    with pyplot.rc_context(STYLE):
+        size = (0.6 + 3.1 * len(columns), 0.7 + 1.6 * len(names))
+        figure, grid = pyplot.subplots(len(names), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
+        for column, (condition, found) in zip(grid.T, columns.items(), strict=True):
+            for axes, name in zip(column, names, strict=True):
+                if name not in found:
+                    axes.set_axis_off()
+                    continue
+                rates = np.array(found[name])
+                colour = COLOURS[names.index(name) % len(COLOURS)]
+                weights = np.full(len(rates), 100 / len(rates))
+                axes.hist(rates, edges, weights=weights, color=colour, alpha=0.35)
+                axes.hist(rates, edges, weights=weights, color=colour, histtype="step", linewidth=1.0)
+                median, dead = np.median(rates), (rates == 0).mean()
+                axes.axvline(median, color=colour, linewidth=1.0, linestyle=(0, (3, 2)))
+                axes.set_title(f"{name}, {condition}\nnever fire {100 * dead:.1f} %, median {median:.2f}")
+            lowest = [axes for axes in column if axes.axison][-1]
+            lowest.set_xlabel("Fire rate in the last epoch")
+            lowest.tick_params(labelbottom=True)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("Units (%)")
+        grid[0, 0].set_xlim(0, 1)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        save(figure, path)

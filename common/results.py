@@ -1,0 +1,34 @@
+"""Tables that grow over several commands: the rows that are there are kept where they were made alike."""
+
+import json
+from pathlib import Path
+
+from common.runs import read_csv
+from common.settings import UserError
+
+
+def rows_to_extend(table: Path, made: dict, columns: list[str]) -> list[dict]:
+    """The rows of an earlier command's table; none where there is no table.
+
+    Args:
+        table: the CSV; the `settings` behind it are in the .json of the same name.
+        made: the settings of this command, as JSON gives them back.
+        columns: the columns that the table must have.
+
+    Raises:
+        UserError: when they were made under other conditions, or cannot be read.
+    """
+    if not table.exists():
+        return []
+    try:
+        before = json.loads(table.with_suffix(".json").read_text())["settings"]
+        rows = read_csv(table)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
+    odd = sorted(name for name in {*before, *made} if before.get(name) != made.get(name))
+    if odd or any(set(row) != set(columns) for row in rows):
+        raise UserError(
+            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
+            "OUTPUT_DIR"
+        )
+    return rows

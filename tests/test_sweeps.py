@@ -1,0 +1,342 @@
+"""The sweeps as a user runs them, the trends they are judged by, and the tables of units that die and come back."""
+
+import json
+from itertools import permutations, product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.text import Text
+from PIL import Image
+from scipy import stats
+
+from common import death, figures, runs, sweeps, trends
+from common.runs import read_csv
+from tests.test_settings import assert_refused, script_module
+
+FEW = "--width 4 --epochs 2 --batch-size 128"  # seconds for a run's training on one core
+PRESSURE = "--regularization 0.4 --learning-rates 0.1 --gradient-clip 0"  # kills units of the digits
+DOCUMENTED = {
+    "seed",
+    "epochs",
+    "units",
+    "dead_units",
+    "nearly_dead_units",
+    "dying_units",
+    "cumulative_dead",
+    "test_accuracy",
+    "seconds",
+}
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("study", "swept", "values"),
+    [
+        ("batch-size", "--batch-sizes", [128, 256]),
+        ("learning-rate", "--learning-rates", [0.05, 0.1]),
+        ("regularization", "--regularizations", [0.0, 0.01]),
+    ],
+)
+def test_a_sweep_leaves_a_row_a_run_a_figure_and_what_it_was_made_of(call, tmp_path, study, swept, values):
+    more = "" if study == "regularization" else "--regularization 0"
+    status, output, error = call("Resnet18", f"--study {study} {FEW} {swept} {' '.join(map(str, values))} {more}")
+    assert (status, error) == (0, "")
+    folder = tmp_path / "out" / "Resnet18"
+    rows = read_csv(folder / f"{study}.csv")
+    column = sweeps.STUDIES[study]
+    assert list(rows[0]) == sweeps.COLUMNS
+    assert {*DOCUMENTED, column} <= set(sweeps.COLUMNS)
+    assert [row[column] for row in rows if row["footing"] == "epochs"] == values
+    for row in rows:
+        assert (row["script"], row["units"], row["width"]) == ("Resnet18", 244, 4)
+        assert row["dead_units"] <= row["nearly_dead_units"] <= 244
+        assert 0 <= row["test_accuracy"] <= 1
+    assert json.loads((folder / f"{study}.json").read_text())["settings"]["network"]["width"] == 4
+    assert min(Image.open(folder / f"{study}.png").size) > 300
+    for name in (f"{study}.csv", f"{study}.png", f"{study}-trends.md"):
+        assert str(folder / name) in output
+
+
+@pytest.mark.parametrize(
+    ("study", "rates", "strengths", "runs_of_a_seed"),
+    [
+        ("accumulation", (0.01, 0.05), (0.0,), 2),
+        ("batch-size", (0.05,), (0.0, 0.01), 2 * 2 * 5),
+        ("learning-rate", (0.01, 0.025, 0.05, 0.075, 0.1), (0.0, 0.01), 2 * 5),
+        ("regularization", (0.05,), None, 10),
+    ],
+)
+def test_the_study_settles_what_the_script_leaves_open_and_a_flag_wins(
+    tmp_path, study, rates, strengths, runs_of_a_seed
+):
+    from common import settings
+
+    places = ["--output-dir", str(tmp_path), "--run-dir", str(tmp_path), "--study", study]
+    module = script_module("Resnet18")
+    found = settings.read(vars(module), tuple(module.STUDIES), places)
+    assert (found.learning_rates, found.regularization) == (rates, strengths)
+    if study in sweeps.STUDIES:
+        assert len(sweeps.plan(found)) == runs_of_a_seed
+        assert {0.0, 9e-8, 9e-7, 9e-6, 9e-5} < set(found.regularizations)
+    assert settings.read(vars(module), tuple(module.STUDIES), [*places, "--learning-rates", "3"]).learning_rates == (3,)
+
+
+def test_batch_sizes_are_compared_at_equal_epochs_and_at_equal_steps(call, tmp_path):
+    call("Resnet18", f"--study batch-size {FEW} --batch-sizes 128 256 512 --regularization 0")
+    rows = {(row["footing"], row["batch_size"]): row for row in read_csv(tmp_path / "out/Resnet18/batch-size.csv")}
+    assert [rows["epochs", size]["epochs"] for size in (128, 256, 512)] == [2, 2, 2]
+    assert [rows["epochs", size]["steps"] for size in (128, 256, 512)] == [24, 12, 6]
+    assert [rows["steps", size]["epochs"] for size in (128, 256, 512)] == [2, 4, 8]
+    assert [rows["steps", size]["steps"] for size in (128, 256, 512)] == [24, 24, 24]
+    assert rows["epochs", 128] | {"footing": ""} == rows["steps", 128] | {"footing": ""}
+    assert len(list((tmp_path / "state").rglob("final.pt"))) == 5  # that run was trained once
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "expected"),
+    [
+        ((16, 32, 64, 128, 256), 10, [2, 4, 8, 16, 32]),  # two at least: the published sizes under the cpu protocol
+        ((16, 32, 64, 128, 256), 100, [16, 32, 64, 128, 256]),
+        ((256, 128), 30, [40, 20]),
+        ((48, 100), 10, [6, 12]),
+    ],
+)
+def test_runs_at_equal_steps_take_about_the_epochs_of_those_at_equal_epochs(sizes, epochs, expected):
+    settings = SimpleNamespace(batch_sizes=sizes, epochs=epochs)
+    assert [sweeps.epochs_of(settings, "steps", size) for size in sizes] == expected
+    assert sum(expected) <= 1.25 * max(len(sizes) * epochs, 2 * sum(sizes) / min(sizes))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--study batch-size --batch-sizes 16 1", ("BATCH_SIZES", "'1'")),
+        ("--study batch-size --batch-sizes 16 5000", ("BATCH_SIZES", "5000", "1437 training images")),
+        ("--study learning-rate --learning-rates 0.1 0", ("LEARNING_RATES", "'0'")),
+        ("--study regularization --regularizations 0 -1", ("REGULARIZATIONS", "'-1'")),
+        ("--study regularization --regularization 0.1", ("REGULARIZATION:", "REGULARIZATIONS")),
+    ],
+)
+def test_a_value_that_cannot_be_swept_is_named_before_anything_is_trained(call, tmp_path, flags, words):
+    assert_refused(call("Resnet18", flags), *words)
+    assert not list(tmp_path.rglob("final.pt"))
+
+
+def test_a_run_that_diverges_is_listed_and_the_others_are_drawn(call, tmp_path):
+    flags = f"--study learning-rate {FEW} --precision fp32 --learning-rates 0.05 1e30 0.1 --regularization 0"
+    status, output, error = call("Resnet18", flags)
+    assert status == 2
+    assert "not finished: learning-rate 1e+30" in error
+    assert "Traceback" not in error
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05, 0.1]
+    assert "learning-rate.png" in output
+
+
+def test_a_run_that_another_process_trains_is_listed_and_the_others_are_made(call, tmp_path, monkeypatch):
+    honest = sweeps.train_one
+
+    def busy(settings, dataset, shared, point):
+        if point["learning_rate"] != 0.05:
+            return honest(settings, dataset, shared, point)
+        with runs.Run(tmp_path, "lr 0.05", {}).locked(), runs.Run(tmp_path, "lr 0.05", {}).locked():
+            raise AssertionError
+
+    monkeypatch.setattr(sweeps, "train_one", busy)
+    status, _, error = call("Resnet18", f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0")
+    assert status == 2
+    assert "not finished: learning-rate 0.05" in error
+    assert "another process is training" in error
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.1]
+
+
+def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_what_is_missing(tmp_path, monkeypatch):
+    rows = [
+        {"learning_rate": rate, "seed": seed, "units": 976, "dead_at_end": 400 + seed, "cumulative_dead": 2000 + seed}
+        | {"epochs": 10, "dying_units": None if rate == 0.01 else 480.0, "test_accuracy": 0.7}
+        for seed in range(3)
+        for rate in (0.01, 0.05, 0.1)
+        if (seed, rate) != (2, 0.1)
+    ]
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    published, missed = sweeps.PUBLISHED["learning-rate"], ["learning-rate 0.1 seed 2"]
+    figures.sweep_figure({"epochs": {"λ 0.01": rows}}, "learning_rate", tmp_path / "figure.png", "x", published, missed)
+    texts = " ".join(text.get_text() for text in drawn[0].findobj(Text))
+    for words in (
+        "mean of 2 to 3 seeds",
+        "paper, scaled",
+        "coin toss",
+        "λ 0.01",
+        "not finished: learning-rate 0.1 seed 2",
+    ):
+        assert words in texts
+    one = [row for row in rows if row["seed"] == 0]
+    figures.sweep_figure({"epochs": {"": one}}, "learning_rate", tmp_path / "figure.png", "x", {}, [])
+    texts = " ".join(text.get_text() for text in drawn[1].findobj(Text))
+    assert "one seed" in texts
+    assert "paper" not in texts
+    assert "not finished" not in texts
+
+
+def test_an_extended_sweep_trains_only_what_it_lacks_and_ends_like_one_made_at_once(call, tmp_path):
+    flags = f"--study learning-rate {FEW} {PRESSURE} --epochs 4 --seeds"
+    names = ["learning-rate.csv", "learning-rate-layers.csv", "learning-rate-returns.csv", "learning-rate-trends.md"]
+    call("Resnet18", f"{flags} 0 1")
+    whole = tmp_path / "out/Resnet18"
+    call("Resnet18", f"{flags} 0", output_dir=tmp_path / "grown", run_dir=tmp_path / "one")
+    status, _, error = call(
+        "Resnet18", f"{flags} 0 1 --extend", output_dir=tmp_path / "grown", run_dir=tmp_path / "two"
+    )
+    assert (status, error) == (0, "")
+    grown = tmp_path / "grown/Resnet18"
+    assert len(list((tmp_path / "two").rglob("final.pt"))) == 1
+    assert untimed(read_csv(grown / names[0])) == untimed(read_csv(whole / names[0]))
+    for name in names[1:]:
+        assert (grown / name).read_text() == (whole / name).read_text()
+    for figure in ("learning-rate.png", "learning-rate-layers.png", "learning-rate-returns.png"):
+        assert (grown / figure).exists()
+
+
+def test_a_sweep_made_under_other_conditions_is_not_extended(call, tmp_path):
+    flags = f"--study learning-rate {FEW} --learning-rates 0.05 --regularization 0"
+    call("Resnet18", flags)
+    table = tmp_path / "out/Resnet18/learning-rate.csv"
+    before = table.read_bytes()
+    assert_refused(call("Resnet18", f"{flags} --extend --epochs 1 --momentum 0.5"), "epochs, momentum", "--no-extend")
+    assert table.read_bytes() == before
+
+
+def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monkeypatch):
+    honest, trained = sweeps.fit, []
+
+    def interrupted(*arguments):
+        trained.append(arguments)
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        return honest(*arguments)
+
+    monkeypatch.setattr(sweeps, "fit", interrupted)
+    flags = f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0"
+    assert call("Resnet18", flags)[0] == 130
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05]
+    layers = (
+        tmp_path / "out/Resnet18/learning-rate-layers.csv"
+    )  # killed between two files, it may be ahead of the table
+    layers.write_text(layers.read_text() + layers.read_text().splitlines()[-1].replace("0.05", "0.1") + "\n")
+    assert call("Resnet18", f"{flags} --extend")[0] == 0
+    assert len(trained) == 3
+    assert [(row["learning_rate"], row["epoch"]) for row in read_csv(layers)] == [
+        (r, e) for r in (0.05, 0.1) for e in (1, 2)
+    ]
+
+
+def test_the_rows_of_a_sweep_are_what_its_runs_counted(call, tmp_path):
+    call("Resnet18", f"--study learning-rate {FEW} {PRESSURE} --epochs 4")
+    (row,) = read_csv(tmp_path / "out/Resnet18/learning-rate.csv")
+    final = runs.load(next((tmp_path / "state").rglob("final.pt")))
+    dead = final["counts"]["fired"] == 0
+    assert row["dead_units"] == dead[-1].sum() > 0
+    assert row["cumulative_dead"] == dead.sum()
+    assert row["dead_at_end"] >= row["dead_units"]  # its window is a part of the last epoch
+    layers = read_csv(tmp_path / "out/Resnet18/learning-rate-layers.csv")
+    widths = final["counts"]["layers"]
+    for epoch, shares in enumerate(layers):
+        assert sum(shares[layer] * width for layer, width in widths.items()) == pytest.approx(
+            dead[epoch].sum().item(), abs=1e-3
+        )
+
+
+def counts_of(dead: list[list[int]]) -> dict:
+    """The counts of a network of one layer, of which [epochs][units] were dead."""
+    fired = 1 - torch.tensor(dead)
+    whole = {"pairs": torch.ones_like(fired), "silent": torch.zeros_like(fired), "alive": fired > -1}
+    return {"layers": {"act": fired.shape[1]}, "fired": fired, **whole, "batches": [1] * len(fired)}
+
+
+def test_returns_are_counted_by_how_long_a_unit_had_been_dead():
+    history = [[1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]  # a column a unit
+    rows = death.return_rows({"seed": 7}, counts_of(history))
+    assert rows == [
+        {"seed": 7, "dead_for": 1, "at_risk": 5, "came_back": 1, "came_back_later": 2},
+        {"seed": 7, "dead_for": 2, "at_risk": 2, "came_back": 1, "came_back_later": 1},
+        {"seed": 7, "dead_for": 3, "at_risk": 1, "came_back": 0, "came_back_later": 0},
+    ]
+    assert death.return_rows({}, counts_of([[0, 0], [0, 0]])) == []
+
+
+@pytest.mark.parametrize(("epochs", "window"), [(1, 1), (2, 2), (5, 5), (10, 10), (30, 10)])
+def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_epoch(epochs, window):
+    steps = 10
+    for last_firing in range(steps + 1):  # of the one unit's firings in the last epoch; 0: none
+        watch = SimpleNamespace(fired=torch.zeros(1, dtype=torch.int64))
+        training = SimpleNamespace(epoch=epochs - 1, epochs=epochs, steps_per_epoch=steps, watch=watch, step=0)
+        training.total_steps = epochs * steps
+        callback = death.AtEnd()
+        callback.on_epoch_start(training)
+        for step in range(1, steps + 1):
+            training.step = step
+            watch.fired = watch.fired + (step <= last_firing)
+            callback.on_step(training)
+        training.epoch += 1
+        callback.on_epoch_end(training)
+        assert callback.state() == {"dead": int(last_firing <= steps - window)}
+
+
+def points(rows: list[list[float]]) -> list[tuple]:
+    return [(float(value), seed, y) for seed, row in enumerate(rows) for value, y in enumerate(row)]
+
+
+def test_a_trend_that_every_seed_shows_is_told_from_none():
+    noise = np.random.default_rng(0)
+    rising = trends.trend(points([[value + noise.normal(0, 0.5) for value in range(6)] for _ in range(4)]))
+    assert rising["correlation"] > 0.7
+    assert 0 < rising["low"] < rising["correlation"] < rising["high"] <= 1
+    assert rising["p"] < 1e-4
+    flat = trends.trend(points([[noise.normal() for _ in range(6)] for _ in range(4)]))
+    assert flat["low"] < 0 < flat["high"]
+    assert flat["p"] > 0.05
+
+
+def test_the_trends_p_is_the_share_of_orders_that_are_as_far_from_no_trend():
+    measured = [[0.1, 0.3, 0.2, 0.4], [0.2, 0.1, 0.3, 0.5]]
+    shuffled = [
+        sum(stats.spearmanr(range(4), order).statistic for order in orders)
+        for orders in product(permutations(range(4)), repeat=2)
+    ]
+    found = trends.trend(points(measured))
+    as_far = np.mean([total >= 2 * found["correlation"] - 1e-9 for total in shuffled])
+    assert found["p"] == pytest.approx(2 * as_far)
+
+
+@pytest.mark.parametrize(
+    ("rows", "known"),
+    [
+        ([[1, 2, 3]], {"correlation"}),  # one seed
+        ([[1, 2, 3], [4, 5, 7]], {"correlation", "p"}),  # alike
+        ([[0, 0, 0], [0, 0, 0]], set()),  # nothing varies
+        ([[1, 2], [2, 3]], set()),  # two values order by chance
+        ([[1, 2, 3], [1, 2, None]], {"correlation"}),  # a seed that lacks a run
+    ],
+)
+def test_what_the_runs_cannot_tell_is_left_open(rows, known):
+    found = trends.trend(points(rows))
+    assert {name for name in ("correlation", "low", "high", "p") if found[name] is not None} == known
+    line = trends.markdown([{"line": "λ 0", "quantity": "dead", **found}], ["line"]).splitlines()[2]
+    assert line.count(" - ") + line.count("all seeds alike") == {0: 3, 1: 2, 2: 1}[len(known)]
+
+
+def test_fire_rates_of_every_unit_are_kept_and_drawn_for_scripts_made_alike(call, tmp_path):
+    call("Resnet18", f"{FEW} {PRESSURE}")
+    final = runs.load(next((tmp_path / "state").rglob("final.pt")))
+    rows = read_csv(tmp_path / "out/Resnet18/accumulation-fire-rates.csv")
+    expected = final["counts"]["fired"][-1] / final["counts"]["pairs"][-1]
+    assert [row["fire_rate"] for row in rows] == pytest.approx(expected.tolist(), rel=1e-4)
+    assert [row["fire_rate"] == 0 for row in rows] == (expected == 0).tolist()
+    assert (rows[-1]["layer"], rows[-1]["unit"]) == ("layer4.1.act2", 31)
+    assert not (tmp_path / "out/fire-rates.png").exists()
+    assert str(tmp_path / "out/fire-rates.png") in call("Swish", f"{FEW} {PRESSURE}")[1]
