@@ -231,16 +231,25 @@ def test_an_early_pruning_run_that_was_interrupted_ends_as_if_untouched(call, tm
 # Wrong use
 
 
-def test_where_images_are_few_the_scoring_batches_show_them_again(call):
+def test_a_small_training_set_is_scored_over_the_batches_it_has(call):
     from common import data
 
     made = data.load(SimpleNamespace(dataset="digits", batch_size=500, device=torch.device("cpu")))
     settings = SimpleNamespace(batch_size=500, per_pass=250, augmentation=())
     seen = list(scores.scoring_batches(Task(0.5, "weight", 0, 1, settings, None, made), 3))
-    assert len(seen) == scores.SCORING_BATCHES * 2
-    assert not torch.equal(seen[0][1], seen[6][1])
+    assert sum(len(labels) for _, labels in seen) == len(made.train)
     flags = "--study weight-sparsity --sparsities 0.5 --epochs 1 --batch-size 500 --methods snap saliency"
     assert call("Resnet18", flags)[0] == 0
+
+
+@pytest.mark.parametrize("method", ["snap", "cropit-s", "earlysnap", "earlycrop-s", "saliency"])
+def test_a_training_set_too_small_for_a_score_is_an_error_before_training(call, tmp_path, method):
+    flags = f"--study weight-sparsity --sparsities 0.5 --epochs 1 --batch-size 1000 --methods {method}"
+    status, _, error = call("Resnet18", flags)
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert "BATCH_SIZE: got 1000" in error
+    assert "1437 training images" in error
+    assert not list(tmp_path.rglob("checkpoint.pt"))
 
 
 def test_a_target_out_of_reach_is_listed_and_leaves_a_row_without_accuracy(call, tmp_path):

@@ -7,7 +7,7 @@ list of targets.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, count, islice
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from common.groups import WEIGHTED, Groups, bare_copy
 from common.models import activation_layers, conv_and_linear
 from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
+from common.settings import UserError
 from common.training import Callback, Training
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs [B, C, H, W] and labels [B]
@@ -126,12 +127,20 @@ def lowest_of_each_first(groups: Groups, score: Tensor) -> Tensor:
 
 def scoring_batches(task: Task, number: int) -> Iterator[tuple[Tensor, Tensor]]:
     """SCORING_BATCHES batches as in training, in passes of the same size, always the same for the same seed and number;
-    made when asked for. Where there are too few images, they come again, in another order."""
-    settings = task.settings
-    seeds = (data.stream(task.seed, "scoring batches", again) for again in count())
-    epochs = (task.dataset.batches(settings.per_pass, seed, number, settings.augmentation) for seed in seeds)
-    wanted = SCORING_BATCHES * (settings.batch_size // settings.per_pass)
-    return distributed.together(islice(chain.from_iterable(epochs), wanted))
+    made when asked for. A small training set is seen once, as far as it goes."""
+    settings, seed = task.settings, data.stream(task.seed, "scoring batches", 0)
+    batches = task.dataset.batches(settings.per_pass, seed, number, settings.augmentation)
+    return distributed.together(islice(batches, SCORING_BATCHES * (settings.batch_size // settings.per_pass)))
+
+
+def check_scoring(task: Task) -> None:
+    """Raises UserError where the training images do not make two batches: a score of one is mostly noise."""
+    size, images = task.settings.batch_size, len(task.dataset.train)
+    if images < 2 * size:
+        raise UserError(
+            f"BATCH_SIZE: got {size}, but a score is taken over {SCORING_BATCHES} batches, 2 at least, and there are "
+            f"{images} training images; takes at most {images // 2} here"
+        )
 
 
 def prune(
@@ -168,6 +177,8 @@ class Scored(Callback):
 
     def prepare(self, training: Training):
         self.task.check(training.groups)
+        if self.criterion is not magnitude:  # which looks at the weights only
+            check_scoring(self.task)
 
 
 class AtStart(Scored):

@@ -15,7 +15,7 @@ from common import data, distributed
 from common.groups import WEIGHTED, bare_copy
 from common.models import conv_and_linear
 from common.pruning.ds_pruning import planned_sparsity
-from common.pruning.scores import scoring_batches
+from common.pruning.scores import check_scoring, scoring_batches
 from common.pruning.task import Task, Unreachable
 from common.settings import UserError
 from common.training import Callback, Training
@@ -179,6 +179,8 @@ class Masked(Callback):
             raise Unreachable(
                 f"SPARSITIES: got {self.task.target:g}, which leaves {count} weights for {len(self.weights)} layers"
             )
+        if self.first is most_salient:
+            check_scoring(self.task)
         if self.update and training.total_steps < 2:
             raise UserError("EPOCHS: one step is too short for masks that change; raise EPOCHS or lower BATCH_SIZE")
         self.last = min(max(1, round(UPDATE_UNTIL * training.total_steps)), training.total_steps - 1)
