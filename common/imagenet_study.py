@@ -155,9 +155,8 @@ def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> l
     published = {"ds-pruning": line} if len(dataset.classes) == CLASSES else {}
     title = f"ResNet-50 on {report.dataset_name(settings.dataset)}"
     path = folder / "imagenet.png"
-    report.tradeoff_figure(
-        rows, path, title, lambda row: 100 * row["weight_sparsity"], "Weight sparsity (%)", published
-    )
+    axis = "Weight sparsity (%)"  # to a whole per cent, so that all lines end at one place and labels find room
+    report.tradeoff_figure(rows, path, title, lambda row: round(100 * row["weight_sparsity"]), axis, published)
     return [path]
 
 
