@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 TIMEOUT = timedelta(minutes=30)  # of one exchange: reading a large folder's names may take its time
-GOODBYE = timedelta(seconds=10)  # how long a process that ends in an error waits for the others
+GOODBYE = timedelta(seconds=30)  # how long a process that ends in an error waits for the others
 
 
 def rank() -> int:
