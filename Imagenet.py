@@ -56,7 +56,7 @@ METHODS = [
 ]  # what the imagenet study compares
 SPARSITIES = [0.8, 0.9]  # its targets, as shares of all weights
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
-SETTLE = 0.8  # share of training after which it is at its target
+SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 
 

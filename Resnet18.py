@@ -53,7 +53,7 @@ METHODS = [
 ]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
 SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]  # targets of the sparsity studies
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
-SETTLE = 0.8  # share of training after which it is at its target
+SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 EXTEND = False  # keep the rows that a study's table has, and train only what it lacks; not in accumulation
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning

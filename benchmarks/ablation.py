@@ -35,28 +35,40 @@ COLUMNS = [
     "training_flops_ratio",
     "widths",
 ]
-# part -> variant -> what it changes: constants of the method, or of the script.
+# part -> variant -> what it changes: constants of the method, or of the script. The first forms were pressed longer.
+LONG = {"settle": 0.8, "press_steps": 200}
 PARTS: dict[str, dict[str, dict]] = {
     "as it is": {"DS-Pruning": {}},
-    "controls": {"random": {"method": "random"}, "its shape from scratch": {"method": "scratch"}},
-    "plan": {
-        "5 to 40 %, cubic, layers as they are": {"warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
-        "10 to 60 %, quadratic": {"warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
-        "5 to 80 %, cubic": {"warmup": 0.05, "plan_power": 3.0},
-        "30 to 90 %, straight": {"warmup": 0.3, "settle": 0.9, "plan_power": 1.0},
-        "20 to 75 %, pressed for 50 steps": {"settle": 0.75, "press_steps": 50},
+    "controls": {
+        "random": {"method": "random"},
+        "its shape from scratch": {"method": "scratch"},
+        "magnitude, 20 to 80 %": {"method": "magnitude", **LONG},
     },
-    "rank": {
-        "layers as they are": {"evenness": 0.0},
-        "relative to the layer": {"evenness": 1.0},
-        "memory of 300 steps": {"memory": 300},
-        "memory of 30 steps": {"memory": 30},
+    "plan, pressed for 200 steps": {
+        "5 to 40 %, cubic, layers as they are": {
+            **LONG,
+            "warmup": 0.05,
+            "settle": 0.4,
+            "plan_power": 3.0,
+            "evenness": 0.0,
+        },
+        "10 to 60 %, quadratic": {**LONG, "warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
+        "5 to 80 %, cubic": {**LONG, "warmup": 0.05, "plan_power": 3.0},
+        "30 to 90 %, straight": {**LONG, "warmup": 0.3, "settle": 0.9, "plan_power": 1.0},
+        "20 to 80 %": LONG,
     },
-    "floor": {"5 %": {"floor": 0.05}, "2 %": {"floor": 0.02}},
+    "20 to 80 %, 200 steps, and": {
+        "layers as they are": {**LONG, "evenness": 0.0},
+        "relative to the layer": {**LONG, "evenness": 1.0},
+        "floor of 5 %": {**LONG, "floor": 0.05},
+    },
+    "plan": {"20 to 65 %": {"settle": 0.65}},
+    "rank": {"memory of 300 steps": {"memory": 300}, "memory of 30 steps": {"memory": 30}},
+    "floor": {"2 %": {"floor": 0.02}},
     "death": {
         "cut at once": {"press_steps": 1},
-        "pressed for 50 steps": {"press_steps": 50},
-        "pressed for 400 steps": {"press_steps": 400},
+        "pressed for 10 steps": {"press_steps": 10},
+        "pressed for 200 steps": {"press_steps": 200},
         "faded, not sunk": {"sink": 0.0},
     },
     "pressure on all": {

@@ -20,10 +20,10 @@ class Constants:
     """The constants of the method, tuned on held-out training images; moments are shares of all steps."""
 
     warmup: float = 0.2  # the plan begins
-    settle: float = 0.8  # the plan ends: from here the network is at its target
+    settle: float = 0.75  # the plan ends: from here the network is at its target
     patience: int = 2  # epochs after which a unit that died by itself is cut out
     choose_steps: int = 30  # steps between two looks at the plan
-    press_steps: int = 200  # steps from being chosen to silence
+    press_steps: int = 50  # steps from being chosen to silence
     sink: float = 3.0  # how far a press lowers the batch-norm shift, in standard deviations of its output
     memory: int = 100  # steps that the vitality is averaged over
     floor: float = 0.1  # the share of every layer that stays, where the target allows it
