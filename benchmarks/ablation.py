@@ -137,7 +137,7 @@ def draw(rows: list[dict], path: Path, dataset: str) -> None:
     names = list(dict.fromkeys((row["part"], row["variant"]) for row in rows))
     own = [100 * row["held_out_accuracy"] for row in rows if row["part"] == "as it is"]
     with report.pyplot.rc_context(report.STYLE):
-        figure, axes = report.pyplot.subplots(figsize=(6.4, 0.9 + 0.22 * len(names)))
+        figure, axes = report.pyplot.subplots(figsize=(8.4, 0.9 + 0.22 * len(names)))
         if own:
             axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
         box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
