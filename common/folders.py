@@ -30,7 +30,7 @@ from common.settings import Interrupts, UserError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 RESIZED = 256 / 224  # the shorter side over the side of the centre crop
-DAMAGED = 0.01  # share of a split's images; more of them stop the run
+DAMAGED = 0.01  # share of a split's images; more of them, and more than one, stop the run
 TRIES = 20  # images drawn in the place of a damaged one
 EVALUATED = 128  # images an evaluation batch
 SCANNERS = 32  # threads that list folders, which wait for the file system most of the time
@@ -56,7 +56,7 @@ class Files:
         """Remembers (path, why); raises UserError when they have become too many."""
         for path, why in found:
             self.damaged.setdefault(path, why)
-        if len(self.damaged) > DAMAGED * len(self):
+        if len(self.damaged) > max(1, DAMAGED * len(self)):
             path, why = next(iter(self.damaged.items()))
             raise UserError(
                 f"DATA_DIR: {len(self.damaged):,} of the {len(self):,} images in {self.folder} cannot be read, more "
