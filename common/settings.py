@@ -128,7 +128,7 @@ KINDS = {
     "LEARNING_RATE_WARMUP": FROM_ZERO,
     "LABEL_SMOOTHING": number(lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "CHECKPOINT_STEPS": NATURAL,
-    "PRETRAINED": Kind(truth, lambda v: True, "True or False"),
+    "PRETRAINED": TRUTH,
     "IMAGE_SIZE": number(lambda v: v >= 8, "a whole number >= 8", whole),
     "WORKERS": NATURAL,
 }
