@@ -208,12 +208,9 @@ class DSPruning(Callback):
     def look(self, training: Training, step: int):
         """Cuts what is silent and presses what the plan asks for; at the last step, cuts down to the target."""
         groups, settled = training.groups, step == self.last_step
-        constants, target = self.constants, self.task.target
-        due = (
-            target
-            if settled
-            else planned_sparsity(step, self.first_step, self.last_choice, target, constants.plan_power)
-        )
+        constants, due = self.constants, self.task.target
+        if not settled:
+            due = planned_sparsity(step, self.first_step, self.last_choice, due, constants.plan_power)
         cost = self.vitality.mean_square.cpu().double() / self.task.price(groups).clamp(min=1)
         cost = evened(groups, cost, constants.evenness)
         cost[self.dead_epochs > 0] = 0
