@@ -63,6 +63,7 @@ PARTS: dict[str, dict[str, dict]] = {
         "floor of 5 %": {**LONG, "floor": 0.05},
     },
     "plan": {"20 to 65 %": {"settle": 0.65}},
+    "evenness": {"0.75": {"evenness": 0.75}, "1, relative to the layer": {"evenness": 1.0}},
     "rank": {"memory of 300 steps": {"memory": 300}, "memory of 30 steps": {"memory": 30}},
     "floor": {"2 %": {"floor": 0.02}},
     "death": {

@@ -4,17 +4,15 @@ import json
 import sys
 from collections import defaultdict
 from functools import partial
-from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from common import accumulation, distributed, folders, report
-from common.pruning.task import Unreachable
 from common.runs import write_csv, write_text
-from common.sparsity_study import COLUMNS, check, empty_row, row_of, summary, train_one
-from common.training import Callback, Diverged, Training
+from common.sparsity_study import COLUMNS, check, empty_row, finished, row_of, summary
+from common.training import Callback, Training
 
 OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
 OWN_COLUMNS += COLUMNS[len(OWN_COLUMNS) - 1 :]
@@ -79,22 +77,6 @@ def load(settings: SimpleNamespace) -> folders.Folder:
     return dataset
 
 
-def finals_of(settings, dataset, shared: dict, failures: list[str]):
-    """Method, target, seed and what final.pt holds, for every run; None where the target is out of reach."""
-    for seed, method in product(settings.seeds, sorted(settings.methods, key=lambda method: method != "dense")):
-        for target in (0.0,) if method == "dense" else settings.sparsities:
-            try:
-                final = train_one(settings, dataset, shared, method, target, seed, [Damage(dataset)])
-                dataset.note_damaged(final["Damage"]["paths"])  # where the run was finished before
-            except (Diverged, Unreachable) as error:
-                failures.append(f"{method} {target:g} seed {seed}: {error}")
-                print(f"error: {failures[-1]}", file=sys.stderr)
-                final = None
-                if isinstance(error, Diverged):
-                    continue
-            yield method, target, seed, final
-
-
 def own_row(settings, dataset, final: dict, reference: dict | None) -> dict:
     return {
         **row_of(settings, dataset, final, reference),
@@ -110,10 +92,11 @@ def study(settings: SimpleNamespace) -> int:
     shared = {**accumulation.common_config(settings, dataset, "resnet50"), **constants(settings)}
     shared |= {"gradient_clip": 0.0, "noise_std": 0.0}
     rows, failures, dense = [], [], {}
-    for method, target, seed, final in finals_of(settings, dataset, shared, failures):
+    for method, target, seed, final in finished(settings, dataset, shared, failures, more=[Damage(dataset)]):
         if final is None:
             rows.append({**empty_row(settings, method, target, seed), "test_top5_accuracy": None})
             continue
+        dataset.note_damaged(final["Damage"]["paths"])  # where the run was finished before
         if method == "dense":
             dense[seed] = final
         reference = dense.get(seed)
@@ -143,7 +126,7 @@ def present(settings, dataset: folders.Folder, rows: list[dict]) -> None:
     print("".join(f"figure: {path}\n" for path in figure), end="")
     damaged = dataset.damaged
     if damaged:
-        print(f"{len(damaged)} damaged images were left out:")
+        print(f"{len(damaged)} damaged image{'s' * (len(damaged) > 1)} left out:")
         print("".join(f"  {path}\n" for path in damaged), end="")
 
 

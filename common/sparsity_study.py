@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ from common.models import build
 from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
 from common.pruning.task import Unreachable
 from common.results import rows_to_extend
-from common.runs import Run, write_csv, write_text
+from common.runs import Busy, Run, write_csv, write_text
 from common.settings import UserError
 from common.training import Callback, Diverged, Training, fit
 
@@ -246,42 +246,51 @@ def identity(row: dict) -> tuple:
     return row["method"], float(row["target"]), row["seed"]
 
 
+def finished(
+    settings, dataset: data.Dataset, shared: dict, failures: list[str], known: Container = (), more: Sequence = ()
+) -> Iterator[tuple[str, float, int, dict | None]]:
+    """Trains every run that is not `known`: method, target, seed and what final.pt holds, None where the target is out
+    of reach. A run that fails, or that another process is training, adds a line to `failures`, and the rest goes on."""
+    for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
+        for target in (0.0,) if method == "dense" else settings.sparsities:
+            if (method, target, seed) in known:
+                continue
+            try:
+                final = train_one(settings, dataset, shared, method, target, seed, more)
+            except (Diverged, Busy, Unreachable) as error:
+                failures.append(f"{method} {target:g} seed {seed}: {error}")
+                print(f"error: {failures[-1]}", file=sys.stderr)
+                if not isinstance(error, Unreachable):
+                    continue
+                final = None
+            yield method, target, seed, final
+
+
 def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
-    """Trains every method at every sparsity, writes the CSV and the figures, prints a table; the exit status."""
+    """Trains every method at every sparsity, writes the CSV after each and the figures at the end, prints a table; the
+    exit status."""
     check(settings)
     dataset = data.load(settings)
     shared = accumulation.common_config(settings, dataset, network)
     shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": settings.hold_out}
     made = accumulation.provenance(conditions(settings, shared))
     folder = settings.output_dir / settings.script
+    folder.mkdir(exist_ok=True)
     table = folder / f"{settings.study}.csv"
     rows = rows_to_extend(table, made["settings"], COLUMNS) if settings.extend else []
     known = {identity(row) for row in rows}
     failures, dense, courses = [], {}, {}
-    for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
-        for target in (0.0,) if method == "dense" else settings.sparsities:
-            if (method, target, seed) in known:
-                continue
-            try:
-                final = train_one(settings, dataset, shared, method, target, seed)
-            except Diverged as error:
-                failures.append(f"{method} {target:g} seed {seed}: {error}")
-                print(f"error: {failures[-1]}", file=sys.stderr)
-                continue
-            except Unreachable as error:
-                failures.append(f"{method} {target:g} seed {seed}: {error}")
-                rows.append(empty_row(settings, method, target, seed))
-                continue
-            if method == "dense":
-                dense[seed] = final
-            if method == "ds-pruning" and seed == settings.seeds[0]:
-                courses[f"{target:.0%}"] = course_of(settings, dataset, final)
-            rows.append(row_of(settings, dataset, final, dense.get(seed)))
-    if rows:
+    for method, target, seed, final in finished(settings, dataset, shared, failures, known):
+        if method == "dense":
+            dense[seed] = final
+        if method == "ds-pruning" and final and seed == settings.seeds[0]:
+            courses[f"{target:.0%}"] = course_of(settings, dataset, final)
+        new = row_of(settings, dataset, final, dense.get(seed)) if final else empty_row(settings, method, target, seed)
+        rows.append(new)
         rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), row["target"]))
-        folder.mkdir(exist_ok=True)
-        write_csv(table, COLUMNS, rows)
         write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
+        write_csv(table, COLUMNS, rows)
+    if rows:
         ranks = folder / f"{settings.study}-summary.md"
         write_text(ranks, comparison.markdown(comparison.comparison(rows)))
         paths = draw(settings, dataset, rows, courses, folder)

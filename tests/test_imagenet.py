@@ -106,7 +106,7 @@ def test_a_damaged_image_is_listed_at_the_end(call, damaged, tmp_path):
     for _ in range(2):  # trained, and read from what the run left
         status, output, error = call("Imagenet", flags, data_dir=tmp_path / "photos")
         assert (status, error) == (0, "")
-        assert f"1 damaged images were left out:\n  {damaged}\n" in output
+        assert f"1 damaged image left out:\n  {damaged}\n" in output
 
 
 def test_more_than_one_damaged_image_in_a_hundred_stops_the_run(call, damaged, tmp_path):

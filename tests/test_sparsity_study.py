@@ -1,5 +1,8 @@
 """The table of a sparsity study."""
 
+import fcntl
+
+from common import sparsity_study
 from common.runs import read_csv
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
@@ -35,3 +38,29 @@ def test_without_extend_a_table_is_made_anew(call, tmp_path):
     call("Resnet18", f"{FLAGS} magnitude")
     rows = read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert [row["method"] for row in rows] == ["magnitude"]
+
+
+def test_a_study_goes_on_past_a_run_that_another_process_is_training(call, tmp_path):
+    call("Resnet18", f"{FLAGS} random")
+    (final,) = (tmp_path / "state").rglob("final.pt")
+    final.unlink()
+    with open(final.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status, _, error = call("Resnet18", f"{FLAGS} random magnitude")
+    assert status == 2
+    assert "not finished: random 0.5 seed 0: another process is training" in error
+    assert [row["method"] for row in read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")] == ["magnitude"]
+
+
+def test_an_interrupted_study_leaves_the_table_of_what_it_has_done(call, tmp_path, monkeypatch):
+    honest = sparsity_study.train_one
+
+    def interrupted(settings, dataset, shared, method, *rest):
+        if method == "magnitude":
+            raise KeyboardInterrupt
+        return honest(settings, dataset, shared, method, *rest)
+
+    monkeypatch.setattr(sparsity_study, "train_one", interrupted)
+    status, _, _ = call("Resnet18", f"{FLAGS} dense random magnitude")
+    assert status == 130
+    assert [row["method"] for row in read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")] == ["dense", "random"]
