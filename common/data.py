@@ -92,9 +92,12 @@ class Dataset:
             yield inputs, self.train.labels[part.order]
 
     def evaluation_batches(
-        self, rank: int = 0, ranks: int = 1, batch_size: int = 1000
+        self, rank: int = 0, ranks: int = 1, batch_size: int = 250
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B]."""
+        """The test split in order, not augmented: inputs float32 [B, C, H, W], labels int64 [B].
+
+        On a CPU 10,000 images take 1.6 times as long in batches of 1,000, whose activations leave the cache.
+        """
         for start in range(0, len(self.test), batch_size)[rank::ranks]:
             images = self.test.images[start : start + batch_size]
             yield normalise(images, self), self.test.labels[start : start + batch_size]
