@@ -35,8 +35,10 @@ COLUMNS = [
     "training_flops_ratio",
     "widths",
 ]
-# part -> variant -> what it changes: constants of the method, or of the script. The first forms were pressed longer.
-LONG = {"settle": 0.8, "press_steps": 200}
+# part -> variant -> what it changes: constants of the method, or of the script. Most forms were tried while layers
+# competed half as evenly as now, the first of them with longer presses.
+HALF = {"evenness": 0.5}
+LONG = {**HALF, "settle": 0.8, "press_steps": 200}
 PARTS: dict[str, dict[str, dict]] = {
     "as it is": {"DS-Pruning": {}},
     "controls": {
@@ -44,38 +46,31 @@ PARTS: dict[str, dict[str, dict]] = {
         "its shape from scratch": {"method": "scratch"},
         "magnitude, 20 to 80 %": {"method": "magnitude", **LONG},
     },
-    "plan, pressed for 200 steps": {
-        "5 to 40 %, cubic, layers as they are": {
-            **LONG,
-            "warmup": 0.05,
-            "settle": 0.4,
-            "plan_power": 3.0,
-            "evenness": 0.0,
-        },
+    "plan, evenness 0.5, pressed for 200 steps": {
+        "5 to 40 %, cubic, evenness 0": {**LONG, "warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
         "10 to 60 %, quadratic": {**LONG, "warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
         "5 to 80 %, cubic": {**LONG, "warmup": 0.05, "plan_power": 3.0},
         "30 to 90 %, straight": {**LONG, "warmup": 0.3, "settle": 0.9, "plan_power": 1.0},
         "20 to 80 %": LONG,
     },
-    "20 to 80 %, 200 steps, and": {
-        "layers as they are": {**LONG, "evenness": 0.0},
-        "relative to the layer": {**LONG, "evenness": 1.0},
-        "floor of 5 %": {**LONG, "floor": 0.05},
+    "20 to 80 %, pressed for 200 steps": {
+        "evenness 0": {**LONG, "evenness": 0.0},
+        "evenness 1": {**LONG, "evenness": 1.0},
+        "evenness 0.5, floor of 5 %": {**LONG, "floor": 0.25},
     },
-    "plan": {"20 to 65 %": {"settle": 0.65}},
-    "evenness": {"0.75": {"evenness": 0.75}, "1, relative to the layer": {"evenness": 1.0}},
-    "rank": {"memory of 300 steps": {"memory": 300}, "memory of 30 steps": {"memory": 30}},
-    "floor": {"2 %": {"floor": 0.02}},
-    "death": {
-        "cut at once": {"press_steps": 1},
-        "pressed for 10 steps": {"press_steps": 10},
-        "pressed for 200 steps": {"press_steps": 200},
-        "faded, not sunk": {"sink": 0.0},
-    },
-    "pressure on all": {
-        "L1 pull of 0.0003": {"regularization": (0.0003,)},
-        "L1 pull of 0.002": {"regularization": (0.002,)},
-        "noise of 0.001 on live units": {"noise": 0.001},
+    "layers": {"evenness 0.5": HALF, "evenness 0.75": {"evenness": 0.75}},
+    "evenness 0.5 and": {
+        "floor of 15 %": {**HALF, "floor": 0.75},
+        "floor of 18 %": {**HALF, "floor": 0.9},
+        "plan from 20 to 65 %": {**HALF, "settle": 0.65},
+        "memory of 30 steps": {**HALF, "memory": 30},
+        "memory of 300 steps": {**HALF, "memory": 300},
+        "pressed for 10 steps": {**HALF, "press_steps": 10},
+        "cut at once": {**HALF, "press_steps": 1},
+        "faded, not sunk": {**HALF, "sink": 0.0},
+        "L1 pull of 0.0003 on all": {**HALF, "regularization": (0.0003,)},
+        "L1 pull of 0.002 on all": {**HALF, "regularization": (0.002,)},
+        "noise of 0.001 on live units": {**HALF, "noise": 0.001},
     },
 }
 
@@ -134,28 +129,40 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
 
 
 def draw(rows: list[dict], path: Path, dataset: str) -> None:
-    """A point a run, a line of text a variant, the present method's mean as a line through all."""
-    names = list(dict.fromkeys((row["part"], row["variant"]) for row in rows))
+    """A point a run, a row a variant below its part's name, the present method's mean as a line through all."""
+    lines: list[tuple] = []  # a part's name, or part and variant
+    for row in rows:
+        for line in ((row["part"],), (row["part"], row["variant"])):
+            if line not in lines:
+                lines.append(line)
     own = [100 * row["held_out_accuracy"] for row in rows if row["part"] == "as it is"]
+    counts = []
     with report.pyplot.rc_context(report.STYLE):
-        figure, axes = report.pyplot.subplots(figsize=(8.4, 0.9 + 0.22 * len(names)))
+        figure, axes = report.pyplot.subplots(figsize=(7.0, 0.9 + 0.2 * len(lines)))
         if own:
             axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
         box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        for place, name in enumerate(names):
-            values = [100 * row["held_out_accuracy"] for row in rows if (row["part"], row["variant"]) == name]
-            colour = report.COLOURS[1] if name[0] in ("as it is", "controls") else report.COLOURS[0]
+        for place, line in enumerate(lines):
+            values = [100 * row["held_out_accuracy"] for row in rows if (row["part"], row["variant"]) == line]
+            if not values:
+                continue
+            counts.append(len(values))
+            colour = report.COLOURS[1] if line[0] in ("as it is", "controls") else report.COLOURS[0]
             axes.plot(values, [place] * len(values), "o", color=colour, markersize=4)
             axes.annotate(
                 f"{sum(values) / len(values):.1f}", (max(values), place), (6, -3), textcoords="offset points", bbox=box
             )
-        parts = [part if part != names[i - 1][0] or not i else "" for i, (part, _) in enumerate(names)]
-        labels = [f"{part}:  {variant}" if part else variant for part, (_, variant) in zip(parts, names, strict=True)]
-        axes.set(yticks=range(len(names)), yticklabels=labels, xlabel="Accuracy on held-out training images (%)")
-        axes.invert_yaxis()
+        axes.set(
+            yticks=range(len(lines)), yticklabels=[line[-1] if line[1:] else line[0].capitalize() for line in lines]
+        )
+        axes.set(xlabel="Accuracy on held-out training images (%)")
+        for label, line in zip(axes.get_yticklabels(), lines, strict=True):
+            label.set_fontweight("bold" if len(line) == 1 else "normal")
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.margins(x=0.16)
-        seeds = len({row["seed"] for row in rows})
-        what = f"{100 * rows[0]['target']:g} % neuron sparsity, {dataset}, {seeds} seed{'s' * (seeds > 1)}"
+        seeds = "one seed" if max(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
+        what = f"{100 * rows[0]['target']:g} % neuron sparsity, {dataset}, {seeds} each"
         figure.suptitle(f"Forms of DS-Pruning at {what}", x=0.01, ha="left", fontsize=10)
         report.save(figure, path)
 

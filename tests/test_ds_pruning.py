@@ -149,6 +149,23 @@ def test_nothing_is_chosen_while_deaths_by_themselves_keep_up_with_the_plan():
     assert len(choose(groups, cost, taken, task(), due + 0.05, 0.0)) > 0
 
 
+@pytest.mark.parametrize(("measure", "target", "share"), [("neuron", 0.8, 0.2), ("weight", 0.75, 0.5)])
+def test_a_floor_is_a_share_of_what_an_even_layer_keeps(measure, target, share):
+    _, groups = network()
+    assert task(target, measure).floor(groups, 0.5) == pytest.approx(share / 2)
+
+
+@pytest.mark.parametrize("measure", ["neuron", "weight"])
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.95])
+def test_a_floor_gives_way_to_the_target(measure, target):
+    _, groups = network()  # of 8 channels: its layers cannot keep the even share of 5 % to the channel
+    job = task(target, measure)
+    if target == 0.95 and measure == "neuron":
+        assert job.most(groups, job.even_share) < target
+    assert 0 <= job.floor(groups, 1.0) <= job.even_share
+    assert job.most(groups, job.floor(groups, 1.0)) >= target
+
+
 def test_no_coupling_is_emptied_whatever_is_asked():
     _, groups = network()
     order = within_floor(groups, spread_order(groups, torch.Generator().manual_seed(0)), 0.0)

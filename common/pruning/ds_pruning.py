@@ -26,9 +26,9 @@ class Constants:
     press_steps: int = 50  # steps from being chosen to silence
     sink: float = 3.0  # how far a press lowers the batch-norm shift, in standard deviations of its output
     memory: int = 100  # steps that the vitality is averaged over
-    floor: float = 0.1  # the share of every layer that stays, where the target allows it
+    floor: float = 0.5  # what every layer keeps at least, as a share of what it would keep if all kept the same share
     plan_power: float = 1.5  # shape of the plan; 1: straight, above: fast first
-    evenness: float = 0.5  # 0: the groups of all layers compete as they are; 1: relative to their layer's mean
+    evenness: float = 1.0  # 0: the groups of all layers compete as they are; 1: relative to their layer's mean
 
     @classmethod
     def of(cls, settings) -> "Constants":
@@ -181,7 +181,7 @@ class DSPruning(Callback):
         self.press = Press(groups, press_steps, constants.sink, fades_shift)
         self.vitality = Vitality(groups, constants.memory, training.device)
         self.dead_epochs = torch.zeros(len(groups), dtype=torch.int64)
-        self.floor = min(constants.floor, (1 - self.task.target) / 2)
+        self.floor = self.task.floor(groups, constants.floor)
 
     def on_epoch_start(self, training: Training):
         if training.counts is None:

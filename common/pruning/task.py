@@ -1,5 +1,6 @@
 """What a pruning method is asked for, and the arithmetic of sparsity targets that all of them share."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -51,9 +52,26 @@ class Task:
             prices[coupling.slice] = float(left[0] - left[-1])
         return prices
 
+    @property
+    def even_share(self) -> float:
+        """The share of its channels that every layer would keep if all kept the same."""
+        return 1 - self.target if self.measure == "neuron" else math.sqrt(1 - self.target)
+
+    def most(self, groups: Groups, floor: float) -> float:
+        """The sparsity with the share `floor` left of every coupling, and one channel at least."""
+        return self.curve(groups, within_floor(groups, spread_order(groups, None), floor))[-1].item()
+
+    def floor(self, groups: Groups, of_even: float) -> float:
+        """The share of every coupling that must stay: `of_even` of the even share, or less where the target asks for
+        it, as in narrow networks, whose layers keep whole channels."""
+        floor = of_even * self.even_share
+        while floor and self.most(groups, floor) < self.target:
+            floor = floor / 2 if floor > 1e-3 else 0.0
+        return floor
+
     def check(self, groups: Groups) -> None:
         """Raises Unreachable when the target cannot be reached with one channel left in every coupling."""
-        most = self.curve(groups, within_floor(groups, spread_order(groups, None), 0.0))[-1].item()
+        most = self.most(groups, 0.0)
         if self.target > most:
             raise Unreachable(
                 f"SPARSITIES: got {self.target:g}, but this network cannot lose more than {most:.4f} of its "
