@@ -8,7 +8,7 @@ from matplotlib import pyplot
 from matplotlib.ticker import NullLocator
 from scipy import stats
 
-from common.report import COLOURS, LINES, QUIET, STYLE, Rows, label_ends, save
+from common.report import COLOURS, LINES, QUIET, STYLE, Rows, label_ends, save, seeds_of
 
 NAMES = {"batch_size": "batch size", "learning_rate": "lr", "regularization": "λ"}
 AXES = {"batch_size": "Batch size", "learning_rate": "Learning rate", "regularization": "L1 strength λ"}
@@ -49,18 +49,6 @@ def over_runs(rows: Rows, swept: str, value) -> tuple[list[float], np.ndarray, n
     values = sorted(found)
     means = np.array([np.mean(found[v]) for v in values])
     return values, means, np.array([np.std(found[v], ddof=1) if len(found[v]) > 1 else 0.0 for v in values])
-
-
-def seeds_of(groups: list[Rows], swept: str) -> str:
-    """How many seeds are behind the points of a figure."""
-    counts = defaultdict(set)
-    for index, rows in enumerate(groups):
-        for row in rows:
-            counts[index, row[swept]].add(row["seed"])
-    least, most = min(map(len, counts.values())), max(map(len, counts.values()))
-    if most == 1:
-        return "one seed"
-    return f"mean of {most if least == most else f'{least} to {most}'} seeds, bars: one standard deviation"
 
 
 def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float], panel: int, published: dict) -> list:

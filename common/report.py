@@ -217,6 +217,18 @@ def over_targets(rows: Rows, x) -> Series:
     return np.array([p[:, 0].mean() for p in points]), np.array([p[:, 1].mean() for p in points]), np.array(spreads)
 
 
+def seeds_of(groups: list[Rows], swept: str) -> str:
+    """How many seeds are behind the points of a figure."""
+    counts = defaultdict(set)
+    for index, rows in enumerate(groups):
+        for row in rows:
+            counts[index, row[swept]].add(row["seed"])
+    least, most = min(map(len, counts.values())), max(map(len, counts.values()))
+    if most == 1:
+        return "one seed"
+    return f"mean of {most if least == most else f'{least} to {most}'} seeds, bars: one standard deviation"
+
+
 def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published: dict[str, dict[float, float]]) -> None:
     """Test accuracy of every method against `x(row)`: means over seeds, bars of one standard deviation.
 
@@ -259,9 +271,7 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         for place, height, label, colour in ends:
             if place not in (None, right):
                 axes.annotate(label, (place, height), (4, 2), textcoords="offset points", color=colour, fontsize=8)
-        seeds = len({row["seed"] for row in rows})
-        spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bars: one standard deviation"
-        figure.suptitle(f"{title}: {spread}", x=0.01, ha="left", fontsize=10)
+        figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)
         if missed:
             figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
         save(figure, path)

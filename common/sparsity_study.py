@@ -220,8 +220,8 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
         published = {"ds-pruning": dict(line)}
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
-    axis = f"{kind.capitalize()} sparsity (%)"
-    report.tradeoff_figure(rows, paths[0], title, lambda row: 100 * row[f"{kind}_sparsity"], axis, published)
+    axis = f"{kind.capitalize()} sparsity (%)"  # to a whole per cent, so that all lines end at one place
+    report.tradeoff_figure(rows, paths[0], title, lambda row: round(100 * row[f"{kind}_sparsity"]), axis, published)
     axis = "Inference FLOPs (% of dense)"
     report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {})
     if courses:
