@@ -248,7 +248,8 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
         ends = []  # (place, height, label, colour) of every line's right end
-        for index, (method, group) in enumerate(groups.items()):
+        ours_first = sorted(groups.items(), key=lambda item: item[0] != "ds-pruning")  # dark and solid
+        for index, (method, group) in enumerate(ours_first):
             places, means, spreads = over_targets(group, x)
             style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
             axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, **style)
