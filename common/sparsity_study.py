@@ -259,8 +259,8 @@ def finished(
                 final = train_one(settings, dataset, shared, method, target, seed, more)
             except (Diverged, Busy, Unreachable) as error:
                 failures.append(f"{method} {target:g} seed {seed}: {error}")
-                print(f"error: {failures[-1]}", file=sys.stderr)
                 if not isinstance(error, Unreachable):
+                    print(f"error: {failures[-1]}", file=sys.stderr)
                     continue
                 final = None
             yield method, target, seed, final
