@@ -161,8 +161,8 @@ def draw(rows: list[dict], path: Path, dataset: str) -> None:
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(lines) - 0.4, -0.6)
         axes.margins(x=0.16)
-        seeds = "one seed" if max(counts) == 1 else f"{min(counts)} to {max(counts)} seeds"
-        what = f"{100 * rows[0]['target']:g} % neuron sparsity, {dataset}, {seeds} each"
+        seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        what = f"{100 * rows[0]['target']:g} % neuron sparsity, {dataset}, seeds each: {seeds}"
         figure.suptitle(f"Forms of DS-Pruning at {what}", x=0.01, ha="left", fontsize=10)
         report.save(figure, path)
 

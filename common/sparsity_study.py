@@ -288,8 +288,8 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
         new = row_of(settings, dataset, final, dense.get(seed)) if final else empty_row(settings, method, target, seed)
         rows.append(new)
         rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), row["target"]))
+        write_csv(table, COLUMNS, rows)  # first: beside the .json of other conditions it is not extended
         write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
-        write_csv(table, COLUMNS, rows)
     if rows:
         ranks = folder / f"{settings.study}-summary.md"
         write_text(ranks, comparison.markdown(comparison.comparison(rows)))
