@@ -95,7 +95,7 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
         **shared,
         "method": method,
         "target": target,
-        "measure": task.measure,
+        "measure": None if method == "dense" else task.measure,
         "seed": seed,
         "learning_rate": rate,
     }
@@ -112,7 +112,8 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
         *more,
     ]
     label = f"{method} {target:g} seed {seed}" if target else f"{method} seed {seed}"
-    run = Run(settings.run_dir / settings.script / settings.study, label, config)
+    folder = "dense" if method == "dense" else settings.study  # a dense run is the same in all studies
+    run = Run(settings.run_dir / settings.script / folder, label, config)
     return fit(settings, dataset, run, shared["network"], rate, seed, [part for part in parts if part], cuts=True)
 
 

@@ -64,3 +64,16 @@ def test_an_interrupted_study_leaves_the_table_of_what_it_has_done(call, tmp_pat
     status, _, _ = call("Resnet18", f"{FLAGS} dense random magnitude")
     assert status == 130
     assert [row["method"] for row in read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")] == ["dense", "random"]
+
+
+def test_both_studies_share_the_dense_run(call, tmp_path):
+    call("Resnet18", f"{FLAGS} dense random")
+    status, _, error = call("Resnet18", f"{FLAGS} dense random --study weight-sparsity")
+    assert status == 0, error
+    trained = sorted(path.parent.name.split("-")[0] for path in (tmp_path / "state").rglob("final.pt"))
+    assert trained == ["dense", "random", "random"]
+    accuracies = [
+        [row["test_accuracy"] for row in read_csv(tmp_path / f"out/Resnet18/{study}.csv") if row["method"] == "dense"]
+        for study in sparsity_study.STUDIES
+    ]
+    assert accuracies[0] == accuracies[1]
