@@ -1,11 +1,12 @@
 """What pruning pays: the time of a whole DS-Pruning run and of inference, over those of the dense network.
 
-    python benchmarks/pruning.py --width 64 --images 2560      CIFAR-10 in data/; about 10 minutes on two cores
+    python benchmarks/pruning.py --width 64                    CIFAR-10 in data/; 40 minutes on two cores
+    python benchmarks/pruning.py --width 64 --images 2560      a part of the images: 3 minutes, but another shape
     python benchmarks/pruning.py --dataset digits --width 16   seconds, for a look
 
-A dense run, a pruned run and another dense run of the same examples follow each other in one process, at the epochs,
-batch size and constants of the `cpu` protocol on a part of the training images; so do the timings of inference. Then
-one training step of the cut network is timed with its padding and without. Prints one JSON line of ratios.
+A pruned run by the `cpu` protocol, between two dense ones of the same examples, in one process; dense epochs all take as
+long, so that one of each is timed and counted for all. Then inference is timed, and one training step of the cut
+network with its padding and without. Prints one JSON line of ratios, and what the network has left of every coupling.
 """
 
 import argparse
@@ -28,7 +29,7 @@ MULTIPLE = {"cpu": 16, "cuda": 8}
 
 
 def train(constants, dataset, network: dict, target: float) -> tuple[float, training.Training]:
-    """Seconds of all training steps, and the run: dense, or pruned to `target` on the way."""
+    """Seconds of an epoch's training steps, the mean over all, and the run: dense, or pruned to `target` on the way."""
     run = training.start(constants, dataset, network, 0.1, 0, cuts=True)
     meters, watching = training.Meters(run.device), training.Watching(run.model, dataset.example.to(run.device))
     run.watch = watching.watch
@@ -48,7 +49,7 @@ def train(constants, dataset, network: dict, target: float) -> tuple[float, trai
         lambda epoch: dataset.batches(constants.batch_size, 0, epoch, augmentation),
         [meters, *pruning, watching, Clock()],
     )
-    return sum(seconds), run
+    return statistics.mean(seconds), run
 
 
 def step_seconds(run: training.Training, model, inputs, labels, steps: int = 5) -> float:
@@ -71,7 +72,7 @@ def main():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--images", type=int, default=2560, help="training images used")
+    parser.add_argument("--images", type=int, help="training images used [all]")
     parser.add_argument("--sparsity", type=float, default=0.8, help="neuron sparsity")
     options = parser.parse_args()
     device = settings.pick_device(options.device)
@@ -94,9 +95,10 @@ def main():
     channels = dataset.example.shape[1]
     network = {"name": "resnet18", "classes": len(dataset.classes), "channels": channels, "width": options.width}
 
-    before, dense = train(constants, dataset, network, 0.0)
+    one_epoch = SimpleNamespace(**vars(constants) | {"epochs": 1})
+    before, dense = train(one_epoch, dataset, network, 0.0)
     pruned_seconds, pruned = train(constants, dataset, network, options.sparsity)
-    after, _ = train(constants, dataset, network, 0.0)
+    after, _ = train(one_epoch, dataset, network, 0.0)
 
     small = pruned.groups.compact(pruned.model)
     inputs, labels = next(dataset.batches(128, 0, 0, ()))
@@ -116,6 +118,7 @@ def main():
         "step_padded_over_dense": padded_step / dense_step,
         "step_unpadded_over_dense": compact_step / dense_step,
         "inference_speedup": inference_speedup(dense.model.eval(), small.eval(), constants, dataset.example),
+        "widths": pruned.groups.widths.tolist(),
     }
     print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()}))
 
