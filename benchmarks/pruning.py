@@ -4,8 +4,8 @@
     python benchmarks/pruning.py --width 64 --images 2560      a part of the images: 3 minutes, but another shape
     python benchmarks/pruning.py --dataset digits --width 16   seconds, for a look
 
-A pruned run by the `cpu` protocol, between two dense ones of the same examples, in one process; dense epochs all take as
-long, so that one of each is timed and counted for all. Then inference is timed, and one training step of the cut
+A pruned run by the `cpu` protocol, between two dense ones of the same examples, in one process; dense epochs all take
+as long, so that one of each is timed and counted for all. Then inference is timed, and one training step of the cut
 network with its padding and without. Prints one JSON line of ratios, and what the network has left of every coupling.
 """
 

@@ -1,6 +1,7 @@
 """The sparsity studies: accuracy against neuron or weight sparsity, for every method in one harness."""
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Container, Iterator, Sequence
@@ -129,14 +130,13 @@ def seconds_of_inference(model: nn.Module, settings, images: torch.Tensor) -> fl
     return time.perf_counter() - start
 
 
-def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: torch.Tensor, rounds: int = 7) -> float:
-    """Dense time over pruned time of one batch of 128, the medians of runs in turn."""
+def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: torch.Tensor, rounds: int = 15) -> float:
+    """Dense time over pruned time of one batch of 128: the median ratio of runs in turn."""
     images = torch.randn(128, *example.shape[1:], device=settings.device).to(memory_format=torch.channels_last)
-    times = [[seconds_of_inference(model, settings, images) for model in (dense, pruned)] for _ in range(rounds + 2)][
-        2:
-    ]
-    medians = torch.tensor(times).median(0).values
-    return (medians[0] / medians[1]).item()
+    for model in (dense, pruned):  # warm
+        seconds_of_inference(model, settings, images)
+    times = [[seconds_of_inference(model, settings, images) for model in (dense, pruned)] for _ in range(rounds)]
+    return statistics.median(before / after for before, after in times)
 
 
 def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
