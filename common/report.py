@@ -252,7 +252,7 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         for index, (method, group) in enumerate(ours_first):
             places, means, spreads = over_targets(group, x)
             style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
-            axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, **style)
+            axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **style)
             ends.append((places.max(), means[places.argmax()], NAMES.get(method, method), style["color"]))
         for method, line in published.items():
             shown = {100 * target: accuracy for target, accuracy in line.items() if target in targets}
