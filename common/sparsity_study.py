@@ -43,6 +43,7 @@ COLUMNS = [
 ]
 STUDIES = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
 MEASURES = {**STUDIES, "imagenet": "weight"}
+MULTIPLE = {"cpu": 16, "cuda": 8}  # channel counts that the kernels of a device like
 
 
 class Cost(Callback):
@@ -89,8 +90,7 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
     more: callbacks of the caller's own.
     """
     needs = train_one(settings, dataset, shared, NEEDS[method], target, seed, more) if method in NEEDS else None
-    multiple = {"cpu": 16, "cuda": 8}[settings.device.type]
-    task = Task(target, MEASURES[settings.study], seed, multiple, settings, needs, dataset)
+    task = Task(target, MEASURES[settings.study], seed, MULTIPLE[settings.device.type], settings, needs, dataset)
     rate, strength = settings.pruning_learning_rate, settings.regularization[0]
     config = {
         **shared,
