@@ -14,7 +14,7 @@ import torchvision
 
 from common import data, death, distributed, figures, report, units
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
-from common.runs import Run, read_csv, write_csv, write_text
+from common.runs import Busy, Run, read_csv, write_csv, write_text
 from common.training import Callback, Diverged, fit
 
 COLUMNS = [
@@ -84,17 +84,26 @@ def changes(settings: SimpleNamespace, strength: float, seed: int) -> list[Callb
     return [change for change in found if change]
 
 
+def train_one(
+    settings: SimpleNamespace, dataset: data.Dataset, shared: dict, rate: float, strength: float, seed: int
+) -> dict:
+    """One network, watched while it trains. This study and the sweeps share their runs, where these are the same."""
+    own = {"batch_size": settings.batch_size, "epochs": settings.epochs, "learning_rate": rate}
+    config = {**shared, **own, "regularization": strength, "seed": seed}
+    name = f"batch {settings.batch_size} {label(rate, strength, seed)}"
+    run = Run(settings.run_dir / settings.script / "accumulation", name, config)
+    extra = [*changes(settings, strength, seed), death.AtEnd()]
+    return fit(settings, dataset, run, shared["network"], rate, seed, extra)
+
+
 def train_all(settings: SimpleNamespace, dataset: data.Dataset, shared: dict) -> tuple[list[dict], list[str]]:
     """One run for each regularization, learning rate and seed; returns what they left, and a line for each failure."""
     finals, failures = [], []
     for strength, rate, seed in product(settings.regularization, settings.learning_rates, settings.seeds):
-        config = {**shared, "learning_rate": rate, "regularization": strength, "seed": seed}
-        run = Run(settings.run_dir / settings.script / settings.study, label(rate, strength, seed), config)
         try:
-            extra = changes(settings, strength, seed)
-            finals.append(fit(settings, dataset, run, shared["network"], rate, seed, extra))
-        except Diverged as error:
-            failures.append(f"{run.label}: {error}")
+            finals.append(train_one(settings, dataset, shared, rate, strength, seed))
+        except (Diverged, Busy) as error:
+            failures.append(f"{label(rate, strength, seed)}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr)
     return finals, failures
 

@@ -38,13 +38,14 @@ class AtEnd(Callback):
 
     def on_epoch_end(self, training: Training):
         if training.epoch == training.epochs:
-            self.dead = int((training.watch.fired == self.before).sum())
+            self.dead, self.before = int((training.watch.fired == self.before).sum()), None
 
     def state(self) -> dict:
-        return {"dead": self.dead}
+        return {"dead": self.dead, "before": self.before}
 
     def restore(self, training: Training, state: dict):
-        self.dead = state["dead"]
+        self.dead, before = state["dead"], state["before"]
+        self.before = None if before is None else before.to(training.device)
 
 
 def layer_rows(run: dict, counts: dict) -> list[dict]:

@@ -10,9 +10,9 @@ import numpy as np
 
 from common import accumulation, data, death, figures, report, trends
 from common.results import rows_to_extend
-from common.runs import Busy, Run, read_csv, write_csv, write_text
+from common.runs import Busy, read_csv, write_csv, write_text
 from common.settings import UserError
-from common.training import Diverged, fit
+from common.training import Diverged
 
 # study -> the column that is swept
 STUDIES = {"batch-size": "batch_size", "learning-rate": "learning_rate", "regularization": "regularization"}
@@ -86,15 +86,10 @@ def check(settings: SimpleNamespace, dataset: data.Dataset) -> None:
 
 
 def train_one(settings: SimpleNamespace, dataset: data.Dataset, shared: dict, point: dict) -> dict:
-    """One run of the plan; the three studies share their runs, where these are the same."""
-    own = {name: point[name] for name in ("batch_size", "epochs", "learning_rate", "regularization", "seed")}
-    rate, strength, seed = (own[name] for name in ("learning_rate", "regularization", "seed"))
-    label = f"batch {own['batch_size']} epochs {own['epochs']} {accumulation.label(rate, strength, seed)}"
-    run = Run(settings.run_dir / settings.script / "sweeps", label, {**shared, **own})
-    size = dict.fromkeys(("batch_size", "per_pass"), own["batch_size"])
-    here = SimpleNamespace(**{**vars(settings), **size, "epochs": own["epochs"]})
-    extra = [*accumulation.changes(settings, strength, seed), death.AtEnd()]
-    return fit(here, dataset, run, shared["network"], rate, seed, extra)
+    """One run of the plan."""
+    own = {"batch_size": point["batch_size"], "per_pass": point["batch_size"], "epochs": point["epochs"]}
+    here = SimpleNamespace(**{**vars(settings), **own})
+    return accumulation.train_one(here, dataset, shared, point["learning_rate"], point["regularization"], point["seed"])
 
 
 def row_of(settings: SimpleNamespace, point: dict, final: dict) -> dict:

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
-from common import death, figures, runs, sweeps, trends
+from common import accumulation, death, figures, runs, sweeps, trends
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -202,6 +202,14 @@ def test_an_extended_sweep_trains_only_what_it_lacks_and_ends_like_one_made_at_o
         assert (grown / figure).exists()
 
 
+def test_a_sweep_and_the_accumulation_study_train_the_same_run_once(call, tmp_path):
+    call("Resnet18", f"{FEW} --learning-rates 0.05 0.1")
+    status, output, _ = call("Resnet18", f"--study learning-rate {FEW} --learning-rates 0.05 0.2 --regularization 0")
+    assert status == 0
+    assert "lr 0.05 seed 0: finished before" in output
+    assert len(list((tmp_path / "state").rglob("final.pt"))) == 3
+
+
 def test_a_sweep_made_under_other_conditions_is_not_extended(call, tmp_path):
     flags = f"--study learning-rate {FEW} --learning-rates 0.05 --regularization 0"
     call("Resnet18", flags)
@@ -212,7 +220,7 @@ def test_a_sweep_made_under_other_conditions_is_not_extended(call, tmp_path):
 
 
 def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monkeypatch):
-    honest, trained = sweeps.fit, []
+    honest, trained = accumulation.fit, []
 
     def interrupted(*arguments):
         trained.append(arguments)
@@ -220,7 +228,7 @@ def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monk
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(sweeps, "fit", interrupted)
+    monkeypatch.setattr(accumulation, "fit", interrupted)
     flags = f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0"
     assert call("Resnet18", flags)[0] == 130
     assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05]
@@ -275,16 +283,18 @@ def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_e
     for last_firing in range(steps + 1):  # of the one unit's firings in the last epoch; 0: none
         watch = SimpleNamespace(fired=torch.zeros(1, dtype=torch.int64))
         training = SimpleNamespace(epoch=epochs - 1, epochs=epochs, steps_per_epoch=steps, watch=watch, step=0)
-        training.total_steps = epochs * steps
+        training.total_steps, training.device = epochs * steps, torch.device("cpu")
         callback = death.AtEnd()
         callback.on_epoch_start(training)
         for step in range(1, steps + 1):
             training.step = step
             watch.fired = watch.fired + (step <= last_firing)
             callback.on_step(training)
+            state, callback = callback.state(), death.AtEnd()  # as if the run went on from here another day
+            callback.restore(training, state)
         training.epoch += 1
         callback.on_epoch_end(training)
-        assert callback.state() == {"dead": int(last_firing <= steps - window)}
+        assert callback.state() == {"dead": int(last_firing <= steps - window), "before": None}
 
 
 def points(rows: list[list[float]]) -> list[tuple]:
