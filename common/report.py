@@ -282,8 +282,8 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
     """What DS-Pruning decided in every run: a row of panels for each.
 
     Args:
-        courses: label -> log (the controller's entries), steps (of the whole run), couplings (names), widths (left),
-            dense_widths.
+        courses: label -> log (the controller's entries), steps (of the whole run), revived (units, in each epoch),
+            couplings (names), widths (left), dense_widths.
     """
     with pyplot.rc_context(STYLE):
         figure, grid = pyplot.subplots(len(courses), 3, figsize=(11.5, 2.5 * len(courses) + 0.4), squeeze=False)
@@ -301,6 +301,10 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
                 values = np.cumsum([entry[name] for entry in course["log"]])
                 groups.plot(moments, values, color=COLOURS[index], linestyle=LINES[index])
                 ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
+            epochs = 100 * np.arange(1, len(course["revived"]) + 1) / len(course["revived"])
+            values = np.cumsum(course["revived"])[epochs <= moments[-1]]
+            groups.plot(epochs[: len(values)], values, color=COLOURS[3], linestyle=LINES[3])
+            ends.append((values[-1] if len(values) else 0, "units revived", COLOURS[3]))
             groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
             label_ends(groups, ends)
             places = range(len(course["widths"]))

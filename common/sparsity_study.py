@@ -234,7 +234,7 @@ def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
     """What `report.course_figure` shows of a DS-Pruning run."""
     found = {name: final["DSPruning"][name] for name in ("log", "couplings", "widths", "dense_widths")}
     steps = settings.epochs * dataset.steps_per_epoch(settings.batch_size)
-    return {**found, "steps": steps}
+    return {**found, "steps": steps, "revived": [row["revived_units"] or 0 for row in final["rows"]]}
 
 
 def conditions(settings, shared: dict) -> dict:

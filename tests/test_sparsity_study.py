@@ -2,7 +2,10 @@
 
 import fcntl
 
-from common import sparsity_study
+import numpy as np
+from matplotlib.text import Text
+
+from common import report, sparsity_study
 from common.runs import read_csv
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
@@ -77,3 +80,19 @@ def test_both_studies_share_the_dense_run(call, tmp_path):
         for study in sparsity_study.STUDIES
     ]
     assert accuracies[0] == accuracies[1]
+
+
+def test_the_course_of_a_run_shows_all_that_was_decided_and_what_came_back(tmp_path, monkeypatch):
+    log = [
+        {"step": 10 * i, "planned": i / 10, "measured": i / 12, "chosen": 7, "cut": 5, "cut_dead_by_themselves": 2}
+        for i in range(1, 8)
+    ]
+    course = {"log": log, "steps": 100, "revived": [0, 0, 3, 0, 1], "couplings": ["stem"], "widths": [3]}
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    report.course_figure({"80%": {**course, "dense_widths": [8]}}, tmp_path / "course.png", "x")
+    texts = {text.get_text() for text in drawn[0].findobj(Text)}
+    assert {"planned", "measured", "chosen", "cut", "dead by themselves", "units revived", "stem"} <= texts
+    lines = [line.get_xydata() for line in drawn[0].axes[1].get_lines()[:4]]
+    assert [line[-1].tolist() for line in lines] == [[70, 49], [70, 35], [70, 14], [60, 3]]
+    assert np.array_equal(lines[3], [[20, 0], [40, 0], [60, 3]])  # after each of the epochs until the last decision
