@@ -17,10 +17,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import Resnet18
 from common import accumulation, data, report, settings, sparsity_study
 from common.gradients import GradientNoise
-from common.pruning import METHODS, Constants, DSPruning
+from common.pruning import METHODS, AtEarlyEpoch, Constants, DSPruning, snap
+from common.pruning.scores import lowest_first
+from common.pruning.task import within_floor
 from common.runs import read_csv, write_csv
 
-PLAIN = METHODS["ds-pruning"]
 COLUMNS = [
     "part",
     "variant",
@@ -45,6 +46,8 @@ PARTS: dict[str, dict[str, dict]] = {
         "random": {"method": "random"},
         "its shape from scratch": {"method": "scratch"},
         "magnitude, 20 to 80 %": {"method": "magnitude", **LONG},
+        "EarlySNAP": {"method": "earlysnap"},
+        "EarlySNAP with a floor of 10 %": {"method": "earlysnap", "floored": True},
     },
     "plan, evenness 0.5, pressed for 200 steps": {
         "5 to 40 %, cubic, evenness 0": {**LONG, "warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
@@ -100,6 +103,13 @@ def with_noise(deviation: float):
     return method
 
 
+class WithFloor(AtEarlyEpoch):
+    """Early pruning that leaves every layer as much as DS-Pruning does."""
+
+    def order(self, groups, score):
+        return within_floor(groups, lowest_first(groups, score), self.task.floor(groups, Constants().floor))
+
+
 def measure(constants, dataset, variant: str, part: str, changes: dict, target: float, seed: int) -> dict:
     """One run and its row."""
     changes = dict(changes)
@@ -107,13 +117,17 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
     settled = argparse.Namespace(**{**vars(constants), **changes})
     shared = accumulation.common_config(settled, dataset, "resnet18")
     shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": constants.hold_out}
+    plain = dict(METHODS)
     if "noise" in changes:
         shared["live_noise"] = changes["noise"]
         METHODS["ds-pruning"] = with_noise(changes["noise"])
+    if "floored" in changes:
+        shared["floored"] = True
+        METHODS["earlysnap"] = lambda task: [WithFloor(task, snap)]
     try:
         final = sparsity_study.train_one(settled, dataset, shared, method, target, seed)
     finally:
-        METHODS["ds-pruning"] = PLAIN
+        METHODS.update(plain)
     row = sparsity_study.row_of(settled, dataset, final, None)
     found = {
         "part": part,

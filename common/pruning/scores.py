@@ -143,21 +143,6 @@ def check_scoring(task: Task) -> None:
         )
 
 
-def prune(
-    training: Training, task: Task, criterion: Criterion, target: float, number: int, order: Order = lowest_first
-) -> None:
-    """Cuts the groups that come first until the network is as sparse as `target`.
-
-    The score is taken in fp32 and in training mode on a copy, whose batch-norm statistics may be spoilt and whose
-    passes no unit watch sees. No floor: a layer may fall to one channel.
-    """
-    groups = training.groups
-    score = combine(groups, criterion(bare_copy(training.model).train(), groups, scoring_batches(task, number)))
-    score = distributed.of_first(score)  # all processes have seen the same images; the last bit may differ on a GPU
-    chosen = task.first(groups, within_floor(groups, order(groups, score), 0.0), target)
-    groups.cut(training.model, training.optimizer, chosen, task.multiple)
-
-
 # In how many rounds.
 
 
@@ -172,6 +157,8 @@ def halving(target: float, rounds: int) -> list[float]:
 class Scored(Callback):
     """What the three below have in common: a task and a criterion, both checked before anything is trained."""
 
+    order: Order = staticmethod(lowest_first)
+
     def __init__(self, task: Task, criterion: Criterion):
         self.task, self.criterion = task, criterion
 
@@ -179,6 +166,19 @@ class Scored(Callback):
         self.task.check(training.groups)
         if self.criterion is not magnitude:  # which looks at the weights only
             check_scoring(self.task)
+
+    def prune(self, training: Training, target: float, number: int):
+        """Cuts the groups that come first until the network is as sparse as `target`; `number` picks the batches.
+
+        The score is taken in fp32 and in training mode on a copy, whose batch-norm statistics may be spoilt and whose
+        passes no unit watch sees. No floor: a layer may fall to one channel.
+        """
+        groups, task = training.groups, self.task
+        batches = scoring_batches(task, number)
+        score = combine(groups, self.criterion(bare_copy(training.model).train(), groups, batches))
+        score = distributed.of_first(score)  # all have seen the same images; the last bit may differ on a GPU
+        chosen = task.first(groups, within_floor(groups, self.order(groups, score), 0.0), target)
+        groups.cut(training.model, training.optimizer, chosen, task.multiple)
 
 
 class AtStart(Scored):
@@ -190,7 +190,7 @@ class AtStart(Scored):
 
     def on_start(self, training: Training):
         for number, target in enumerate(self.targets):
-            prune(training, self.task, self.criterion, target, number)
+            self.prune(training, target, number)
 
 
 class Gradually(Scored):
@@ -199,6 +199,8 @@ class Gradually(Scored):
     (A ranking of filter norms over all layers, raw, by the mean of a layer or by its size, leaves some layers a single
     channel: on the digits at 75 and 90 % neuron sparsity it costs 12 to 45 points of accuracy, three seeds each.)
     """
+
+    order: Order = staticmethod(lowest_of_each_first)
 
     def prepare(self, training: Training):
         super().prepare(training)
@@ -211,7 +213,7 @@ class Gradually(Scored):
         step = training.epoch * training.steps_per_epoch + training.step
         if self.first < step <= self.last and (self.last - step) % self.interval == 0:
             due = planned_sparsity(step, self.first, self.last, self.task.target, self.constants.plan_power)
-            prune(training, self.task, self.criterion, due, step, lowest_of_each_first)
+            self.prune(training, due, step)
 
 
 def pruning_epoch(distances: Sequence[float], target: float, epochs: int) -> int | None:
@@ -249,7 +251,7 @@ class AtEarlyEpoch(Scored):
             self.distances.append((change / whole).item())
         self.weights = weights
         if pruning_epoch(self.distances, self.task.target, training.epochs) is not None:
-            prune(training, self.task, self.criterion, self.task.target, training.epoch)
+            self.prune(training, self.task.target, training.epoch)
             training.watch.follow(training.groups)  # it counts before the first step ends
             self.weights, self.pruned_after = [], training.epoch
 
