@@ -64,7 +64,11 @@ def join(device: torch.device) -> None:
 
 def leave(status: int) -> None:
     """Before the process ends. In an error it waits for the others: torchrun stops all processes as soon as one has
-    ended, and each is to say what is wrong and to end with its own exit status."""
+    ended, and each is to say what is wrong and to end with its own exit status.
+
+    An error ends the process here: the interpreter's own end takes apart a group whose other members are gone, and now
+    and then aborts over it.
+    """
     if ranks() == 1:
         return
     if status == 0:
@@ -72,12 +76,14 @@ def leave(status: int) -> None:
             dist.destroy_process_group()
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
     try:
         meeting_place().set(f"left/{rank()}", "")
         meeting_place().wait([f"left/{number}" for number in range(ranks())], GOODBYE)
     except RuntimeError:  # another process was lost: no reason to stay
         pass
+    os._exit(status)
 
 
 def is_lost(error: RuntimeError) -> bool:
