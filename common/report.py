@@ -302,8 +302,9 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
                 groups.plot(moments, values, color=COLOURS[index], linestyle=LINES[index])
                 ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
             epochs = 100 * np.arange(1, len(course["revived"]) + 1) / len(course["revived"])
-            values = np.cumsum(course["revived"])[epochs <= moments[-1]]
-            groups.plot(epochs[: len(values)], values, color=COLOURS[3], linestyle=LINES[3])
+            seen = epochs <= moments[-1]
+            values = np.cumsum(course["revived"])[seen]
+            groups.plot(epochs[seen], values, color=COLOURS[3], linestyle=LINES[3])
             ends.append((values[-1] if len(values) else 0, "units revived", COLOURS[3]))
             groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
             label_ends(groups, ends)
