@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import patheffects, pyplot  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
@@ -79,13 +79,12 @@ def draw_lines(axes, lines: dict[str, Series], last_epoch: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
-    """Writes (height, text, colour) beside the right end of lines, moved apart where they would overlap."""
+def apart(axes, heights: list[float]) -> list[float]:
+    """The heights, from the lowest up, of labels that overlap neither each other nor the lower end of the panel."""
     low, high = axes.get_ylim()
     panel = axes.figure.get_figheight() / axes.get_gridspec().nrows * 72 - 55  # points, without title and axis label
     gap = 10 * (high - low) / panel
-    ends = sorted(ends)
-    heights = [end[0] for end in ends]
+    heights = list(heights)
     for _ in range(500):  # push neighbours apart until none is too close
         for i in range(len(heights) - 1):
             overlap = gap - (heights[i + 1] - heights[i])
@@ -94,10 +93,32 @@ def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
                 heights[i + 1] += overlap / 2
         if heights:
             heights[0] = max(heights[0], low)
-    place = axes.get_yaxis_transform()
-    for (at, text, colour), height in zip(ends, heights, strict=True):
+    return heights
+
+
+def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
+    """Writes (height, text, colour) beside the right end of lines, moved apart where they would overlap."""
+    ends, place = sorted(ends), axes.get_yaxis_transform()
+    for (at, text, colour), height in zip(ends, apart(axes, [end[0] for end in ends]), strict=True):
         axes.plot((1, 1.03), (at, height), color=colour, linewidth=0.5, transform=place, clip_on=False)
         axes.text(1.04, height, text, color=colour, va="center", fontsize=8, transform=place)
+
+
+def label_inside(axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Writes (place, height, text, colour) beside lines that end within the panel, moved apart as above."""
+    reach = 0.13 * np.ptp(axes.get_xlim())  # about a label's length
+    close: list[list] = []
+    for end in sorted(ends):
+        if close and end[0] - close[-1][-1][0] < reach:
+            close[-1].append(end)
+        else:
+            close.append([end])
+    halo = [patheffects.withStroke(linewidth=2, foreground="white")]  # over the lines of others
+    for group in close:
+        group.sort(key=lambda end: end[1])
+        for (place, _, text, colour), height in zip(group, apart(axes, [end[1] for end in group]), strict=True):
+            style = {"color": colour, "fontsize": 8, "va": "center", "path_effects": halo, "zorder": 3}
+            axes.annotate(text, (place, height), (5, 0), textcoords="offset points", **style)
 
 
 PANELS = (
@@ -269,9 +290,7 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         axes.set_xlim(right=right)
         label_ends(axes, [end[1:] for end in ends if end[0] in (None, right)])
-        for place, height, label, colour in ends:
-            if place not in (None, right):
-                axes.annotate(label, (place, height), (4, 2), textcoords="offset points", color=colour, fontsize=8)
+        label_inside(axes, [end for end in ends if end[0] not in (None, right)])
         figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)
         if missed:
             figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
