@@ -289,8 +289,9 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
         right = max((place for place, *_ in ends if place is not None), default=None)
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         axes.set_xlim(right=right)
-        label_ends(axes, [end[1:] for end in ends if end[0] in (None, right)])
-        label_inside(axes, [end for end in ends if end[0] not in (None, right)])
+        inside = [end for end in ends if end[0] is not None and end[0] < right - 0.03 * np.ptp(axes.get_xlim())]
+        label_ends(axes, [end[1:] for end in ends if end not in inside])
+        label_inside(axes, inside)
         figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)
         if missed:
             figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
