@@ -9,6 +9,7 @@ import ast
 import math
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,12 +235,10 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def folder_for(name: str, path: Path) -> Path:
-    """Makes the folder and proves that a file can be written into it."""
-    probe = path / ".probe"
+    """Makes the folder and proves that a file can be written into it; others may prove the same at the same time."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(f"{name}: got {str(path)!r}, takes a folder that can be written ({error.strerror})") from None
     return path

@@ -1,8 +1,11 @@
 """Every wrong constant ends in one line that names it, with exit status 2, before anything is computed."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
+from common.settings import folder_for
 from tests.conftest import script_module
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")
@@ -66,6 +69,12 @@ def test_an_unknown_dataset_is_named(call):
 def test_a_folder_that_cannot_be_written_is_named(call, tmp_path, place):
     (tmp_path / "file").write_text("in the way")
     assert_refused(call("Resnet18", **{place: tmp_path / "file"}), place.upper(), "can be written")
+
+
+def test_runs_that_start_at_the_same_moment_share_a_folder(tmp_path):
+    with ThreadPoolExecutor(4) as starts:
+        assert set(starts.map(lambda _: folder_for("RUN_DIR", tmp_path), range(400))) == {tmp_path}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_wrong_constant_in_the_script_itself_is_named(monkeypatch, capsys):
