@@ -3,12 +3,15 @@
     python benchmarks/ablation.py --list              the variants, and what each changes
     python benchmarks/ablation.py                     all of them on CIFAR-10: hours; goes on where it stopped
     python benchmarks/ablation.py --variants random   some of them
+    python benchmarks/ablation.py --measure weight    those that were tried at equal weight sparsity
 
-Trains by the `cpu` protocol on 45,000 of CIFAR-10's training images and tests on the other 5,000; 80 % neuron sparsity
-unless told otherwise. A row that plots/ablation.csv has stays; the figure plots/ablation.png is drawn from all rows.
+Trains by the `cpu` protocol on 45,000 of CIFAR-10's training images and tests on the other 5,000; at 80 % neuron
+sparsity, or 75, 90 and 97 % weight sparsity, unless told otherwise. A row that plots/ablation.csv (ablation-weight.csv)
+has stays; the figure of the same name is drawn from all rows.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -36,44 +39,61 @@ COLUMNS = [
     "training_flops_ratio",
     "widths",
 ]
-# part -> variant -> what it changes: constants of the method, or of the script. Most forms were tried while layers
-# competed half as evenly as now, the first of them with longer presses.
+TARGETS = {"neuron": [0.8], "weight": [0.75, 0.9, 0.97]}
+# measure -> part -> variant -> what it changes: constants of the method, or of the script. Most forms were tried while
+# layers competed half as evenly as now, the first of them with longer presses.
 HALF = {"evenness": 0.5}
 LONG = {**HALF, "settle": 0.8, "press_steps": 200}
-PARTS: dict[str, dict[str, dict]] = {
-    "as it is": {"DS-Pruning": {}},
-    "controls": {
-        "random": {"method": "random"},
-        "its shape from scratch": {"method": "scratch"},
-        "magnitude, 20 to 80 %": {"method": "magnitude", **LONG},
-        "EarlySNAP": {"method": "earlysnap"},
-        "EarlySNAP with a floor of 10 %": {"method": "earlysnap", "floored": True},
+PARTS: dict[str, dict[str, dict[str, dict]]] = {
+    "neuron": {
+        "as it is": {"DS-Pruning": {}},
+        "controls": {
+            "random": {"method": "random"},
+            "its shape from scratch": {"method": "scratch"},
+            "magnitude, 20 to 80 %": {"method": "magnitude", **LONG},
+            "EarlySNAP": {"method": "earlysnap"},
+            "EarlySNAP with a floor of 10 %": {"method": "earlysnap", "floored": True},
+        },
+        "plan, evenness 0.5, pressed for 200 steps": {
+            "5 to 40 %, cubic, evenness 0": {**LONG, "warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
+            "10 to 60 %, quadratic": {**LONG, "warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
+            "5 to 80 %, cubic": {**LONG, "warmup": 0.05, "plan_power": 3.0},
+            "30 to 90 %, straight": {**LONG, "warmup": 0.3, "settle": 0.9, "plan_power": 1.0},
+            "20 to 80 %": LONG,
+        },
+        "20 to 80 %, pressed for 200 steps": {
+            "evenness 0": {**LONG, "evenness": 0.0},
+            "evenness 1": {**LONG, "evenness": 1.0},
+            "evenness 0.5, floor of 5 %": {**LONG, "floor": 0.25},
+        },
+        "layers": {"evenness 0.5": HALF, "evenness 0.75": {"evenness": 0.75}},
+        "evenness 0.5 and": {
+            "floor of 15 %": {**HALF, "floor": 0.75},
+            "floor of 18 %": {**HALF, "floor": 0.9},
+            "plan from 20 to 65 %": {**HALF, "settle": 0.65},
+            "memory of 30 steps": {**HALF, "memory": 30},
+            "memory of 300 steps": {**HALF, "memory": 300},
+            "pressed for 10 steps": {**HALF, "press_steps": 10},
+            "cut at once": {**HALF, "press_steps": 1},
+            "faded, not sunk": {**HALF, "sink": 0.0},
+            "L1 pull of 0.0003 on all": {**HALF, "regularization": (0.0003,)},
+            "L1 pull of 0.002 on all": {**HALF, "regularization": (0.002,)},
+            "noise of 0.001 on live units": {**HALF, "noise": 0.001},
+        },
     },
-    "plan, evenness 0.5, pressed for 200 steps": {
-        "5 to 40 %, cubic, evenness 0": {**LONG, "warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
-        "10 to 60 %, quadratic": {**LONG, "warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
-        "5 to 80 %, cubic": {**LONG, "warmup": 0.05, "plan_power": 3.0},
-        "30 to 90 %, straight": {**LONG, "warmup": 0.3, "settle": 0.9, "plan_power": 1.0},
-        "20 to 80 %": LONG,
-    },
-    "20 to 80 %, pressed for 200 steps": {
-        "evenness 0": {**LONG, "evenness": 0.0},
-        "evenness 1": {**LONG, "evenness": 1.0},
-        "evenness 0.5, floor of 5 %": {**LONG, "floor": 0.25},
-    },
-    "layers": {"evenness 0.5": HALF, "evenness 0.75": {"evenness": 0.75}},
-    "evenness 0.5 and": {
-        "floor of 15 %": {**HALF, "floor": 0.75},
-        "floor of 18 %": {**HALF, "floor": 0.9},
-        "plan from 20 to 65 %": {**HALF, "settle": 0.65},
-        "memory of 30 steps": {**HALF, "memory": 30},
-        "memory of 300 steps": {**HALF, "memory": 300},
-        "pressed for 10 steps": {**HALF, "press_steps": 10},
-        "cut at once": {**HALF, "press_steps": 1},
-        "faded, not sunk": {**HALF, "sink": 0.0},
-        "L1 pull of 0.0003 on all": {**HALF, "regularization": (0.0003,)},
-        "L1 pull of 0.002 on all": {**HALF, "regularization": (0.002,)},
-        "noise of 0.001 on live units": {**HALF, "noise": 0.001},
+    "weight": {
+        "as it is": {"DS-Pruning": {}},
+        "layers": {
+            "evenness 0.5": HALF,
+            "evenness 0": {"evenness": 0.0},
+            "evenness 0.5, floor of a tenth": {**HALF, "floor": 0.1},
+            "evenness 0, floor of a tenth": {"evenness": 0.0, "floor": 0.1},
+            "per weight once layers are even": {"per_weight": True},
+        },
+        "plan": {
+            "10 to 50 %": {"warmup": 0.1, "settle": 0.5},
+            "30 to 90 %": {"warmup": 0.3, "settle": 0.9},
+        },
     },
 }
 
@@ -103,6 +123,13 @@ def with_noise(deviation: float):
     return method
 
 
+class PerWeight(DSPruning):
+    """Divides by the weights that a group takes along after layers were made comparable, not before."""
+
+    def cost(self, groups):
+        return super().cost(groups) / self.task.price(groups).clamp(min=1)
+
+
 class WithFloor(AtEarlyEpoch):
     """Early pruning that leaves every layer as much as DS-Pruning does."""
 
@@ -121,6 +148,9 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
     if "noise" in changes:
         shared["live_noise"] = changes["noise"]
         METHODS["ds-pruning"] = with_noise(changes["noise"])
+    if "per_weight" in changes:
+        shared["per_weight"] = True
+        METHODS["ds-pruning"] = lambda task: [PerWeight(task, Constants.of(task.settings))]
     if "floored" in changes:
         shared["floored"] = True
         METHODS["earlysnap"] = lambda task: [WithFloor(task, snap)]
@@ -142,50 +172,68 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
     return {name: found.get(name, row.get(name)) for name in COLUMNS}
 
 
-def draw(rows: list[dict], path: Path, dataset: str) -> None:
-    """A point a run, a row a variant below its part's name, the present method's mean as a line through all."""
+def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
+    """A panel a target, all of the same scale; in it a point a run, a row a variant below its part's name, the present
+    method's mean as a line through all."""
     lines: list[tuple] = []  # a part's name, or part and variant
     for row in rows:
         for line in ((row["part"],), (row["part"], row["variant"])):
             if line not in lines:
                 lines.append(line)
-    own = [100 * row["held_out_accuracy"] for row in rows if row["part"] == "as it is"]
-    counts = []
+    targets = sorted({row["target"] for row in rows})
+    counts, limits = set(), []
     with report.pyplot.rc_context(report.STYLE):
-        figure, axes = report.pyplot.subplots(figsize=(7.0, 0.9 + 0.2 * len(lines)))
-        if own:
-            axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
-        box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-        for place, line in enumerate(lines):
-            values = [100 * row["held_out_accuracy"] for row in rows if (row["part"], row["variant"]) == line]
-            if not values:
-                continue
-            counts.append(len(values))
-            colour = report.COLOURS[1] if line[0] in ("as it is", "controls") else report.COLOURS[0]
-            axes.plot(values, [place] * len(values), "o", color=colour, markersize=4)
-            axes.annotate(
-                f"{sum(values) / len(values):.1f}", (max(values), place), (6, -3), textcoords="offset points", bbox=box
-            )
+        size = (4.4 + 2.6 * len(targets), 0.9 + 0.2 * len(lines))
+        figure, panels = report.pyplot.subplots(1, len(targets), figsize=size, sharey=True, squeeze=False)
+        for target, axes in zip(targets, panels[0], strict=True):
+            values = {line: [] for line in lines}
+            for row in rows:
+                if row["target"] == target:
+                    values[row["part"], row["variant"]].append(100 * row["held_out_accuracy"])
+            own = [value for line, found in values.items() if line[0] == "as it is" for value in found]
+            counts |= {len(found) for found in values.values() if found}
+            draw_target(axes, values, own)
+            limits.append(axes.get_xlim())
+            axes.set(title=f"{100 * target:g} %" if targets[1:] else None, xlabel="Held-out accuracy (%)")
+        widest = max(high - low for low, high in limits)
+        for axes, (low, high) in zip(panels[0], limits, strict=True):
+            axes.set_xlim((low + high - widest) / 2, (low + high + widest) / 2)
         axes.set(
             yticks=range(len(lines)), yticklabels=[line[-1] if line[1:] else line[0].capitalize() for line in lines]
         )
-        axes.set(xlabel="Accuracy on held-out training images (%)")
-        for label, line in zip(axes.get_yticklabels(), lines, strict=True):
+        for label, line in zip(panels[0][0].get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if len(line) == 1 else "normal")
-        axes.tick_params(axis="y", length=0)
-        axes.set_ylim(len(lines) - 0.4, -0.6)
-        axes.margins(x=0.16)
         seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-        what = f"{100 * rows[0]['target']:g} % neuron sparsity, {dataset}, seeds each: {seeds}"
-        figure.suptitle(f"Forms of DS-Pruning at {what}", x=0.01, ha="left", fontsize=10)
+        at = f"{100 * targets[0]:g} % {measure} sparsity" if not targets[1:] else f"equal {measure} sparsity"
+        title = f"Forms of DS-Pruning at {at}, {dataset}, seeds each: {seeds}"
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         report.save(figure, path)
+
+
+def draw_target(axes, values: dict[tuple, list[float]], own: list[float]) -> None:
+    """One target's runs: line -> accuracies in per cent, and those of the present method."""
+    if own:
+        axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
+    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+    for place, (line, found) in enumerate(values.items()):
+        if not found:
+            continue
+        colour = report.COLOURS[1] if line[0] in ("as it is", "controls") else report.COLOURS[0]
+        axes.plot(found, [place] * len(found), "o", color=colour, markersize=4)
+        axes.annotate(
+            f"{sum(found) / len(found):.1f}", (max(found), place), (6, -3), textcoords="offset points", bbox=box
+        )
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.margins(x=0.16)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--variants", nargs="+", help="names as --list shows them")
-    parser.add_argument("--target", type=float, default=0.8)
+    parser.add_argument("--measure", choices=TARGETS, default="neuron", help="of which sparsity")
+    parser.add_argument("--targets", type=float, nargs="+", help="sparsities; by default those above")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output-dir", default="plots")
     parser.add_argument("--run-dir", default="runs")
@@ -194,7 +242,8 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--hold-out", type=int, default=5000, help="training images to test on")
     options = parser.parse_args()
-    variants = [(part, name, changes) for part, forms in PARTS.items() for name, changes in forms.items()]
+    parts = PARTS[options.measure]
+    variants = [(part, name, changes) for part, forms in parts.items() for name, changes in forms.items()]
     if options.list:
         for part, name, changes in variants:
             print(f"{part}: {name}  {changes or ''}")
@@ -202,27 +251,25 @@ def main() -> int:
     unknown = set(options.variants or []) - {name for _, name, _ in variants}
     if unknown:
         raise settings.UserError(f"no variant {', '.join(map(repr, sorted(unknown)))}; --list shows them all")
-    flags = ["--study", "neuron-sparsity", "--protocol", "cpu"]
+    flags = ["--study", f"{options.measure}-sparsity", "--protocol", "cpu"]
     for name in ("output_dir", "run_dir", "data_dir", "dataset", "epochs", "hold_out"):
         flags += ["--" + name.replace("_", "-"), str(getattr(options, name))]
     constants = settings.read(vars(Resnet18), tuple(Resnet18.STUDIES), flags)
     constants.script = "ablation"
-    table, dataset = constants.output_dir / "ablation.csv", data.load(constants)
-    for seed in options.seeds:
+    name = "ablation.csv" if options.measure == "neuron" else f"ablation-{options.measure}.csv"
+    table, dataset = constants.output_dir / name, data.load(constants)
+    places = {variant: place for place, (_, variant, _) in enumerate(variants)}
+    for seed, target in itertools.product(options.seeds, options.targets or TARGETS[options.measure]):
         for part, name, changes in variants:
             if options.variants and name not in options.variants:
                 continue
             rows = read_csv(table) if table.exists() else []
-            if any((row["variant"], row["target"], row["seed"]) == (name, options.target, seed) for row in rows):
+            if any((row["variant"], row["target"], row["seed"]) == (name, target, seed) for row in rows):
                 continue
-            rows.append(measure(constants, dataset, name, part, changes, options.target, seed))
-            order = [variant for _, variant, _ in variants]
-            rows.sort(
-                key=lambda row: (order.index(row["variant"]) if row["variant"] in order else len(order), row["seed"])
-            )
+            rows.append(measure(constants, dataset, name, part, changes, target, seed))
+            rows.sort(key=lambda row: (row["target"], places.get(row["variant"], len(places)), row["seed"]))
             write_csv(table, COLUMNS, rows)
-    rows = [row for row in read_csv(table) if row["target"] == options.target]
-    draw(rows, table.with_suffix(".png"), report.dataset_name(options.dataset))
+    draw(read_csv(table), table.with_suffix(".png"), options.measure, report.dataset_name(options.dataset))
     return 0
 
 

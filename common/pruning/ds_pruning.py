@@ -205,15 +205,20 @@ class DSPruning(Callback):
         if step == self.last_step or (step >= self.first_step and step % self.choose_steps == 0):
             self.look(training, step)
 
+    def cost(self, groups: Groups) -> Tensor:
+        """What removing each group costs, comparable between layers: float64 [G], 0 for dead ones."""
+        cost = self.vitality.mean_square.cpu().double() / self.task.price(groups).clamp(min=1)
+        cost = evened(groups, cost, self.constants.evenness)
+        cost[self.dead_epochs > 0] = 0
+        return cost
+
     def look(self, training: Training, step: int):
         """Cuts what is silent and presses what the plan asks for; at the last step, cuts down to the target."""
         groups, settled = training.groups, step == self.last_step
         constants, due = self.constants, self.task.target
         if not settled:
             due = planned_sparsity(step, self.first_step, self.last_choice, due, constants.plan_power)
-        cost = self.vitality.mean_square.cpu().double() / self.task.price(groups).clamp(min=1)
-        cost = evened(groups, cost, constants.evenness)
-        cost[self.dead_epochs > 0] = 0
+        cost = self.cost(groups)
         died = (self.dead_epochs >= constants.patience) & groups.candidates
         chosen = choose(groups, cost, self.press.chosen | died, self.task, due, self.floor)
         self.press.add(chosen)
