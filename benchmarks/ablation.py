@@ -176,10 +176,8 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
     """A panel a target, all of the same scale; in it a point a run, a row a variant below its part's name, the present
     method's mean as a line through all."""
     lines: list[tuple] = []  # a part's name, or part and variant
-    for row in rows:
-        for line in ((row["part"],), (row["part"], row["variant"])):
-            if line not in lines:
-                lines.append(line)
+    for part in dict.fromkeys(row["part"] for row in rows):
+        lines += [(part,), *dict.fromkeys((part, row["variant"]) for row in rows if row["part"] == part)]
     targets = sorted({row["target"] for row in rows})
     counts, limits = set(), []
     with report.pyplot.rc_context(report.STYLE):
