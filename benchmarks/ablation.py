@@ -254,8 +254,8 @@ def main() -> int:
         flags += ["--" + name.replace("_", "-"), str(getattr(options, name))]
     constants = settings.read(vars(Resnet18), tuple(Resnet18.STUDIES), flags)
     constants.script = "ablation"
-    name = "ablation.csv" if options.measure == "neuron" else f"ablation-{options.measure}.csv"
-    table, dataset = constants.output_dir / name, data.load(constants)
+    table = constants.output_dir / ("ablation.csv" if options.measure == "neuron" else "ablation-weight.csv")
+    dataset = data.load(constants)
     places = {variant: place for place, (_, variant, _) in enumerate(variants)}
     for seed, target in itertools.product(options.seeds, options.targets or TARGETS[options.measure]):
         for part, name, changes in variants:
