@@ -44,6 +44,7 @@ TARGETS = {"neuron": [0.8], "weight": [0.75, 0.9, 0.97]}
 # layers competed half as evenly as now, the first of them with longer presses.
 HALF = {"evenness": 0.5}
 LONG = {**HALF, "settle": 0.8, "press_steps": 200}
+UNITS = {"evenness": 1.0, "floor": 0.5}  # what equal neuron sparsity has
 PARTS: dict[str, dict[str, dict[str, dict]]] = {
     "neuron": {
         "as it is": {"DS-Pruning": {}},
@@ -84,15 +85,15 @@ PARTS: dict[str, dict[str, dict[str, dict]]] = {
     "weight": {
         "as it is": {"DS-Pruning": {}},
         "layers": {
-            "evenness 0.5": HALF,
-            "evenness 0": {"evenness": 0.0},
-            "evenness 0.5, floor of a tenth": {**HALF, "floor": 0.1},
-            "evenness 0, floor of a tenth": {"evenness": 0.0, "floor": 0.1},
-            "per weight once layers are even": {"per_weight": True},
+            "evenness 0, floor of a tenth": {"evenness": 0.0},
+            "evenness 0.5, floor of a half": {"floor": 0.5},
+            "evenness 0, floor of a half": {"evenness": 0.0, "floor": 0.5},
+            "evenness 1, floor of a half": UNITS,
         },
-        "plan": {
-            "10 to 50 %": {"warmup": 0.1, "settle": 0.5},
-            "30 to 90 %": {"warmup": 0.3, "settle": 0.9},
+        "evenness 1, floor of a half and": {
+            "per weight once layers are even": {**UNITS, "per_weight": True},
+            "plan from 10 to 50 %": {**UNITS, "warmup": 0.1, "settle": 0.5},
+            "plan from 30 to 90 %": {**UNITS, "warmup": 0.3, "settle": 0.9},
         },
     },
 }
@@ -115,7 +116,7 @@ class LiveNoise(GradientNoise):
 
 def with_noise(deviation: float):
     def method(task):
-        pruning = DSPruning(task, Constants.of(task.settings))
+        pruning = DSPruning(task, Constants.of(task.settings, task.measure))
         noise = LiveNoise(deviation, task.seed, task.settings.device)
         noise.pruning = pruning
         return [pruning, noise]
@@ -150,7 +151,7 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
         METHODS["ds-pruning"] = with_noise(changes["noise"])
     if "per_weight" in changes:
         shared["per_weight"] = True
-        METHODS["ds-pruning"] = lambda task: [PerWeight(task, Constants.of(task.settings))]
+        METHODS["ds-pruning"] = lambda task: [PerWeight(task, Constants.of(task.settings, task.measure))]
     if "floored" in changes:
         shared["floored"] = True
         METHODS["earlysnap"] = lambda task: [WithFloor(task, snap)]

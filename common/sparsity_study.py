@@ -102,9 +102,9 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
     }
     config["regularization"] = strength
     if "ds-pruning" in (method, NEEDS.get(method)):
-        config["constants"] = vars(Constants.of(settings))
+        config["constants"] = vars(Constants.of(settings, task.measure))
     elif method == "magnitude":  # along the same plan
-        plan = Constants.of(settings)
+        plan = Constants.of(settings, task.measure)
         config["constants"] = {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
     parts = [
         *METHODS[method](task),
@@ -240,7 +240,8 @@ def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
 def conditions(settings, shared: dict) -> dict:
     """All that the rows of one table have in common, as JSON gives it back."""
     own = {name: getattr(settings, name) for name in ("pruning_learning_rate", "regularization")}
-    return json.loads(json.dumps({**shared, **own, "constants": vars(Constants.of(settings))}))
+    constants = Constants.of(settings, MEASURES[settings.study])
+    return json.loads(json.dumps({**shared, **own, "constants": vars(constants)}))
 
 
 def identity(row: dict) -> tuple:

@@ -21,7 +21,7 @@ METHODS: dict[str, Callable[[Task], list[Callback]]] = {
     "dense": lambda task: [],
     "random": lambda task: [RandomAtStart(task)],
     "scratch": lambda task: [ShapeFromScratch(task)],
-    "ds-pruning": lambda task: [DSPruning(task, Constants.of(task.settings))],
+    "ds-pruning": lambda task: [DSPruning(task, Constants.of(task.settings, task.measure))],
     "magnitude": lambda task: [Gradually(task, magnitude)],
     "snap": lambda task: [AtStart(task, snap, [task.target])],
     "cropit-s": lambda task: [AtStart(task, cropit, halving(task.target, ROUNDS))],

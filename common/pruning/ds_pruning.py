@@ -31,9 +31,15 @@ class Constants:
     evenness: float = 1.0  # 0: the groups of all layers compete as they are; 1: relative to their layer's mean
 
     @classmethod
-    def of(cls, settings) -> "Constants":
-        """Those that the script sets, the rest as above."""
-        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)})
+    def of(cls, settings, measure: str) -> "Constants":
+        """Those that the script sets, the rest as above, or as BY_MEASURE has it."""
+        own = {f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)}
+        return cls(**{**BY_MEASURE[measure], **own})
+
+
+# A group of a late layer holds many times the weights of an early one's, which does not count among costs relative to
+# the layer's mean. Where weights are to go it must, and layers must be free to lose very different shares.
+BY_MEASURE = {"neuron": {}, "weight": {"floor": 0.1, "evenness": 0.5}}
 
 
 def planned_sparsity(progress: float, warmup: float, settle: float, target: float, power: float = 3.0) -> float:

@@ -204,7 +204,7 @@ class Gradually(Scored):
 
     def prepare(self, training: Training):
         super().prepare(training)
-        self.constants, steps = Constants.of(self.task.settings), training.total_steps
+        self.constants, steps = Constants.of(self.task.settings, self.task.measure), training.total_steps
         self.last = max(1, round(self.constants.settle * steps))
         self.first = min(round(self.constants.warmup * steps), self.last - 1)
         self.interval = max(1, (self.last - self.first) // LOOKS)
