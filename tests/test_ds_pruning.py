@@ -16,7 +16,7 @@ from torch.nn import functional
 from common import models, runs, sparsity, units
 from common.groups import find_groups
 from common.pruning import METHODS
-from common.pruning.ds_pruning import Press, Vitality, choose, evened, planned_sparsity
+from common.pruning.ds_pruning import Constants, Press, Vitality, choose, evened, planned_sparsity
 from common.pruning.task import Task, spread_order, within_floor
 from common.saved import load_network
 from tests.conftest import ROOT
@@ -67,6 +67,20 @@ def test_evenness_moves_costs_from_as_they_are_to_relative_to_their_layer():
         assert torch.equal(relative[coupling.slice].argsort(), cost[coupling.slice].argsort())
     half = evened(groups, cost, 0.5)
     assert relative[first].mean() < half[first].mean() < cost[first].mean()
+
+
+def test_of_equal_vitality_groups_of_many_weights_go_first_where_weights_are_to_go():
+    _, groups = network()
+    settings = SimpleNamespace()
+    costs = {}
+    for measure in ("neuron", "weight"):
+        price = Task(0.8, measure, 0, 1, settings).price(groups)
+        constants = Constants.of(settings, measure)
+        costs[measure] = evened(groups, 1 / price, constants.evenness)
+    assert costs["neuron"].min() == costs["neuron"].max()
+    weights = price  # of the last one
+    assert costs["weight"][weights.argmin()] > 2 * costs["weight"][weights.argmax()]
+    assert Constants.of(SimpleNamespace(evenness=1.0), "weight").evenness == 1.0
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu"])
