@@ -7,9 +7,10 @@ import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
-from matplotlib import patheffects, pyplot  # noqa: E402
+from matplotlib import pyplot  # noqa: E402
 from matplotlib.colors import PowerNorm  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator  # noqa: E402
+from matplotlib.transforms import ScaledTranslation  # noqa: E402
 
 from common.runs import write  # noqa: E402
 
@@ -104,21 +105,15 @@ def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
         axes.text(1.04, height, text, color=colour, va="center", fontsize=8, transform=place)
 
 
-def label_inside(axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Writes (place, height, text, colour) beside lines that end within the panel, moved apart as above."""
-    reach = 0.13 * np.ptp(axes.get_xlim())  # about a label's length
-    close: list[list] = []
-    for end in sorted(ends):
-        if close and end[0] - close[-1][-1][0] < reach:
-            close[-1].append(end)
-        else:
-            close.append([end])
-    halo = [patheffects.withStroke(linewidth=2, foreground="white")]  # over the lines of others
-    for group in close:
-        group.sort(key=lambda end: end[1])
-        for (place, _, text, colour), height in zip(group, apart(axes, [end[1] for end in group]), strict=True):
-            style = {"color": colour, "fontsize": 8, "va": "center", "path_effects": halo, "zorder": 3}
-            axes.annotate(text, (place, height), (5, 0), textcoords="offset points", **style)
+def label_points(axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Writes (place, height, text, colour) in a column on the right, moved apart as above, with a line to each point."""
+    place = max((end[0] for end in ends), default=None)
+    beside = axes.transData + ScaledTranslation(12 / 72, 0, axes.figure.dpi_scale_trans)
+    ends = sorted(ends, key=lambda end: end[1])
+    for (*point, text, colour), height in zip(ends, apart(axes, [end[1] for end in ends]), strict=True):
+        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
+        style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": beside, "arrowprops": line}
+        axes.annotate(text, point, (place, height), **style)
 
 
 PANELS = (
@@ -250,13 +245,16 @@ def seeds_of(groups: list[Rows], swept: str) -> str:
     return f"mean of {most if least == most else f'{least} to {most}'} seeds, bars: one standard deviation"
 
 
-def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published: dict[str, dict[float, float]]) -> None:
+def tradeoff_figure(
+    rows: Rows, path: Path, title: str, x, axis: str, published: dict[str, dict[float, float]], wide: bool = False
+) -> None:
     """Test accuracy of every method against `x(row)`: means over seeds, bars of one standard deviation.
 
     Args:
         rows: as in neuron-sparsity.csv and weight-sparsity.csv; those without an accuracy are named as out of reach.
         axis: the name of the horizontal axis, with its unit.
         published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
+        wide: whether the horizontal axis is logarithmic.
     """
     missed = [row for row in rows if row["test_accuracy"] is None]
     missed = dict.fromkeys(f"{NAMES.get(row['method'], row['method'])} at {100 * row['target']:g} %" for row in missed)
@@ -285,13 +283,17 @@ def tradeoff_figure(rows: Rows, path: Path, title: str, x, axis: str, published:
             if len(dense) > 1:
                 band = dense.std(ddof=1)
                 axes.axhspan(dense.mean() - band, dense.mean() + band, color="black", alpha=0.08, linewidth=0)
-            ends.append((None, dense.mean(), "dense", "black"))
-        right = max((place for place, *_ in ends if place is not None), default=None)
+        right = max((place for place, *_ in ends), default=axes.get_xlim()[1])
+        if len(dense):
+            ends.append((right, dense.mean(), "dense", "black"))
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
+        if wide:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(right=right)
-        inside = [end for end in ends if end[0] is not None and end[0] < right - 0.03 * np.ptp(axes.get_xlim())]
-        label_ends(axes, [end[1:] for end in ends if end not in inside])
-        label_inside(axes, inside)
+        label_points(axes, ends)
         figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)
         if missed:
             figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)

@@ -224,7 +224,7 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
     axis = f"{kind.capitalize()} sparsity (%)"  # to a whole per cent, so that all lines end at one place
     report.tradeoff_figure(rows, paths[0], title, lambda row: round(100 * row[f"{kind}_sparsity"]), axis, published)
     axis = "Inference FLOPs (% of dense)"
-    report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {})
+    report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
     if courses:
         report.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
     return paths if courses else paths[:2]
