@@ -16,6 +16,7 @@ from common.runs import write  # noqa: E402
 
 # Dark to light in grey print too; the line style tells them apart where colour cannot.
 COLOURS = ("#00204d", "#b2182b", "#35978f", "#d6a000", "#8073ac", "#7f3b08", "#4393c3", "#525252", "#de77ae")
+COLOURS += ("#1b7837", "#f4773d", "#00a6b4")
 LINES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 3)))
 QUIET = "#7f7f7f"
 STYLE = {
@@ -289,7 +290,7 @@ def tradeoff_figure(
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         if wide:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(right=right)
