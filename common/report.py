@@ -107,7 +107,7 @@ def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
 
 
 def label_points(axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Writes (place, height, text, colour) in a column on the right, moved apart as above, with a line to each point."""
+    """Writes (place, height, text, colour) in a column on the right, moved apart as above, and a line to each point."""
     place = max((end[0] for end in ends), default=None)
     beside = axes.transData + ScaledTranslation(12 / 72, 0, axes.figure.dpi_scale_trans)
     ends = sorted(ends, key=lambda end: end[1])
