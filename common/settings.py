@@ -6,6 +6,7 @@ said here once for all scripts.
 
 import argparse
 import ast
+import ctypes
 import math
 import signal
 import sys
@@ -328,8 +329,21 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
+def keep_freed_memory() -> None:
+    """What a step frees stays with the process for the next step, where the C library is glibc.
+
+    Given back and fetched again, page by page, it takes a tenth of a step at width 16 on a CPU.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # as mallopt numbers them
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_threshold, 32 * 2**20)  # the largest that it takes
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def run(main: Callable[[], int | None]) -> int:
     """Calls a script's `main` and returns its exit status: 2 and one line for a mistake that the user can mend."""
+    keep_freed_memory()
     Interrupts.seen = False
     before = signal.signal(signal.SIGINT, Interrupts.note)
     try:

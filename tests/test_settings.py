@@ -1,5 +1,8 @@
 """Every wrong constant ends in one line that names it, with exit status 2, before anything is computed."""
 
+import platform
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -137,3 +140,30 @@ def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, sc
         meaning = entry.split(f"[{default}]")
         assert len(meaning) > 1, name
         assert 10 < len(meaning[0]) < 200, name
+
+
+MEASURE = """
+import resource, sys
+import torch
+from common.settings import keep_freed_memory
+
+def use():
+    several = [torch.ones(2**21) for _ in range(8)]  # 8 MiB each
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+use(), use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_a_step_takes_the_memory_that_the_step_before_has_freed():
+    command = [sys.executable, "-c", MEASURE]
+    faults = {
+        case: int(subprocess.run([*command, case], capture_output=True, text=True, check=True).stdout)
+        for case in ("kept", "returned")
+    }
+    assert faults["kept"] < faults["returned"] / 10
