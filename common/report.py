@@ -194,7 +194,7 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
         shares: label -> [epochs, layers], in [0, 1].
     """
     with pyplot.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
-        columns = min(3, len(shares))
+        columns = min(len(shares), min((3, 4), key=lambda count: -len(shares) % count))  # fewest places left empty
         lines = -(-len(shares) // columns)
         size = (2.2 + 2.2 * columns, 0.6 + lines * (0.6 + 0.19 * len(layers)))
         figure, grid = pyplot.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
@@ -209,8 +209,9 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if not share.any():
                 axes.text(0.5, 0.5, "no unit dead", transform=axes.transAxes, ha="center", color=QUIET)
-        for axes in grid[-1]:
-            axes.set_xlabel("Epoch")
+        for lowest in grid.flat[max(0, len(shares) - columns) : len(shares)]:
+            lowest.set_xlabel("Epoch")
+            lowest.tick_params(labelbottom=True)
         bar = figure.colorbar(image, ax=grid, label="Share of dead units", pad=0.02)
         bar.outline.set_linewidth(0.5)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
