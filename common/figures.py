@@ -169,7 +169,7 @@ def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> 
         label_ends(axes, ends)
         runs = len({tuple(value for name, value in row.items() if name not in COUNTED) for row in rows})
         runs = "one run" if runs == 1 else f"{runs} runs in which units died"
-        figure.suptitle(f"{title}: dead units that come back, {runs}", x=0.01, ha="left", fontsize=10)
+        figure.suptitle(f"{title}\nDead units that come back, {runs}", x=0.01, ha="left", fontsize=10)
         save(figure, path)
 
 
