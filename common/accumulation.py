@@ -125,8 +125,12 @@ def grouped(rows: list[dict], key) -> dict[str, list[dict]]:
     return groups
 
 
+def condition(strength: float, rate: float) -> str:
+    return label(rate, strength).replace(" lambda", ", λ")
+
+
 def line_name(row: dict) -> str:
-    return label(row["learning_rate"], row["regularization"]).replace(" lambda", ", λ")
+    return condition(row["regularization"], row["learning_rate"])
 
 
 def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
@@ -181,7 +185,7 @@ def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str], path: Pa
     columns = {key: columns[key] for key in sorted(columns) if len(columns[key]) > 1}
     if not columns:
         return []
-    named = {label(rate, strength).replace(" lambda", ", λ"): found for (strength, rate), found in columns.items()}
+    named = {condition(*key): found for key, found in columns.items()}
     what = report.dataset_name(settings.dataset)
     figures.fire_rates_figure(named, path, f"How often the units fire, last epoch of training on {what}")
     return [path]
@@ -241,20 +245,21 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         for script in [script for script, (made, _) in found.items() if made != own]:
             print(f"not drawn together with {script}: its results were made with other settings")
             del found[script]
-        columns: dict[float, dict] = {}
+        columns: dict[tuple, dict] = {}
         for script, (_, rows) in found.items():
             for row in rows:
-                if not row["regularization"]:
-                    columns.setdefault(row["learning_rate"], {}).setdefault(members[script], []).append(row)
-        columns = {rate: columns[rate] for rate in sorted(columns) if len(columns[rate]) > 1}
+                lines = columns.setdefault((row["regularization"], row["learning_rate"]), {})
+                lines.setdefault(members[script], []).append(row)
+        columns = {key: columns[key] for key in sorted(columns) if len(columns[key]) > 1}
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
-            on_cifar10 = settings.dataset == "cifar10"
+            named = {condition(*key): lines for key, lines in columns.items()}
+            published = {condition(*key): published_beside(members, key[1]) for key in columns if not key[0]}
             report.epochs_figure(
-                {f"lr {rate:g}": lines for rate, lines in columns.items()},
+                named,
                 drawn[-1],
                 f"{title} on {report.dataset_name(settings.dataset)}",
-                {f"lr {rate:g}": published_beside(members, rate) for rate in columns if on_cifar10},
+                published if settings.dataset == "cifar10" else {},
             )
         if name == "activations":
             alike = {script: line for script, line in members.items() if script in found}

@@ -176,6 +176,9 @@ def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> 
 COUNTED = ("dead_for", "at_risk", "came_back", "came_back_later")
 
 
+ALWAYS = 0.999  # the fire rate of a unit that is as good as never silent; nearly dead is 0.001
+
+
 def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, title: str) -> None:
     """How the fire rates of all units are distributed, the median dashed: a column of panels a condition, a row an
     activation.
@@ -198,9 +201,9 @@ def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, ti
                 weights = np.full(len(rates), 100 / len(rates))
                 axes.hist(rates, edges, weights=weights, color=colour, alpha=0.35)
                 axes.hist(rates, edges, weights=weights, color=colour, histtype="step", linewidth=1.0)
-                median, dead = np.median(rates), (rates == 0).mean()
-                axes.axvline(median, color=colour, linewidth=1.0, linestyle=(0, (3, 2)))
-                axes.set_title(f"{name}, {condition}\nnever fire {100 * dead:.1f} %, median {median:.2f}")
+                axes.axvline(np.median(rates), color=colour, linewidth=1.0, linestyle=(0, (3, 2)))
+                never, always = 100 * (rates == 0).mean(), 100 * (rates >= ALWAYS).mean()
+                axes.set_title(f"{name}, {condition}\nnever fire: {never:.1f} %, rate ≥ {ALWAYS}: {always:.1f} %")
             lowest = [axes for axes in column if axes.axison][-1]
             lowest.set_xlabel("Fire rate in the last epoch")
             lowest.tick_params(labelbottom=True)
