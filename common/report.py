@@ -148,9 +148,7 @@ def draw_panel(axes, panel: int, groups: dict[str, Rows], span: tuple[float, flo
     ]
     if panel == 0:
         axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
-        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
-        paper = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        axes.annotate("coin toss", (0.01, 50), (0, 3), color=QUIET, fontsize=7, bbox=paper, **place)
+        ends.append((50, "coin toss", QUIET))
         for label, shares in published.items():
             for share in shares:
                 axes.axhline(share, xmin=0.9, color=QUIET, linewidth=0.9)
