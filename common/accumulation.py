@@ -161,7 +161,7 @@ def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what
     rates, returns = [], []
     for final in finals:
         run = {name: final["config"][name] for name in RUN}
-        rates += death.fire_rate_rows(run, final["counts"])
+        rates += death.fire_rate_rows(run, final["counts"], final["model"])
         returns += death.return_rows(run, final["counts"])
     write_csv(folder / "accumulation-fire-rates.csv", list(rates[0]), rates)
     path = folder / "accumulation-returns.png"
@@ -174,21 +174,37 @@ def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what
     return [path]
 
 
-def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str], path: Path) -> list[Path]:
-    """The distribution of the last epoch's fire rates for several scripts, where two of them left them; its path."""
+def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str]) -> list[Path]:
+    """fire-rates.png and, where units died, batch-norms.png for several scripts, where two of them were run; their
+    paths."""
     columns: dict[tuple, dict] = {}
     for script, name in members.items():
         table = settings.output_dir / script / "accumulation-fire-rates.csv"
-        for row in read_csv(table) if table.exists() else ():
+        rows = read_csv(table) if table.exists() else []
+        if rows and not set(death.UNIT) <= rows[0].keys():  # left by an earlier version
+            print(f"not drawn: {table} has no {', '.join(death.UNIT)}; run {script}.py again")
+            continue
+        for row in rows:
             line = columns.setdefault((row["regularization"], row["learning_rate"]), {})
-            line.setdefault(name, []).append(row["fire_rate"])
-    columns = {key: columns[key] for key in sorted(columns) if len(columns[key]) > 1}
-    if not columns:
+            line.setdefault(name, []).append(row)
+    named = {condition(*key): columns[key] for key in sorted(columns) if len(columns[key]) > 1}
+    if not named:
         return []
-    named = {condition(*key): found for key, found in columns.items()}
-    what = report.dataset_name(settings.dataset)
-    figures.fire_rates_figure(named, path, f"How often the units fire, last epoch of training on {what}")
-    return [path]
+    what = f"last epoch of training on {report.dataset_name(settings.dataset)}"
+    drawn = [settings.output_dir / "fire-rates.png"]
+    figures.fire_rates_figure(named, drawn[0], f"How often the units fire, {what}")
+    panels = {
+        f"{name}, {key}": rows
+        for key, lines in named.items()
+        for name, rows in lines.items()
+        if any(row["fire_rate"] == 0 for row in rows)
+    }
+    path = settings.output_dir / "batch-norms.png"
+    path.unlink(missing_ok=True)  # of an earlier command
+    if panels:
+        figures.batch_norms_figure(panels, path, f"The batch-norms of units that always or never fire, {what}")
+        drawn.append(path)
+    return drawn
 
 
 # The paper's counts of "pruned neurons" per epoch, of the 576 units that it watches.
@@ -263,7 +279,7 @@ def compare(settings: SimpleNamespace) -> list[Path]:
             )
         if name == "activations":
             alike = {script: line for script, line in members.items() if script in found}
-            drawn += draw_fire_rates(settings, alike, settings.output_dir / "fire-rates.png")
+            drawn += draw_fire_rates(settings, alike)
     return drawn
 
 

@@ -6,10 +6,11 @@ A run's counts are what its final.pt holds under `counts`; `run` is the columns 
 import torch
 from torch import Tensor
 
-from common import units
+from common import models, units
 from common.training import Callback, Training
 
 CLOSING = 0.1  # the share of all steps that AtEnd looks at
+UNIT = ("fire_rate", "scale", "shift")
 
 
 class AtEnd(Callback):
@@ -82,11 +83,22 @@ def return_rows(run: dict, counts: dict) -> list[dict]:
     ]
 
 
-def fire_rate_rows(run: dict, counts: dict) -> list[dict]:
-    """The fire rate of every unit in the last epoch, in [0, 1] to five digits: `run`, layer, unit, fire_rate."""
+def fire_rate_rows(run: dict, counts: dict, weights: dict[str, Tensor]) -> list[dict]:
+    """How often every unit fired in the last epoch, and the batch-norm that feeds it at the end of training.
+
+    Args:
+        weights: the network's state dict.
+
+    Returns:
+        `run`, layer, unit; fire_rate, in [0, 1]; scale and shift of its channel in the batch-norm before it (gamma and
+        beta), to five digits.
+    """
     rates = units.history(counts)[-1].fire_rate.split(list(counts["layers"].values()))
-    return [
-        {**run, "layer": layer, "unit": unit, "fire_rate": float(f"{rate:.5g}")}
-        for layer, part in zip(counts["layers"], rates, strict=True)
-        for unit, rate in enumerate(part.tolist())
-    ]
+    rows = []
+    for layer, part in zip(counts["layers"], rates, strict=True):
+        norm = models.batch_norm_before(layer)
+        columns = [part, weights[f"{norm}.weight"], weights[f"{norm}.bias"]]
+        for unit, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            rounded = [float(f"{value:.5g}") for value in values]
+            rows.append({**run, "layer": layer, "unit": unit, **dict(zip(UNIT, rounded, strict=True))})
+    return rows

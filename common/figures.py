@@ -179,12 +179,12 @@ COUNTED = ("dead_for", "at_risk", "came_back", "came_back_later")
 ALWAYS = 0.999  # the fire rate of a unit that is as good as never silent; nearly dead is 0.001
 
 
-def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, title: str) -> None:
+def fire_rates_figure(columns: dict[str, dict[str, Rows]], path: Path, title: str) -> None:
     """How the fire rates of all units are distributed, the median dashed: a column of panels a condition, a row an
     activation.
 
     Args:
-        columns: condition -> activation -> the fire rates of its units, in [0, 1].
+        columns: condition -> activation -> rows as in accumulation-fire-rates.csv.
     """
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     edges = np.linspace(0, 1, 41)
@@ -196,7 +196,7 @@ def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, ti
                 if name not in found:
                     axes.set_axis_off()
                     continue
-                rates = np.array(found[name])
+                rates = np.array([row["fire_rate"] for row in found[name]])
                 colour = COLOURS[names.index(name) % len(COLOURS)]
                 weights = np.full(len(rates), 100 / len(rates))
                 axes.hist(rates, edges, weights=weights, color=colour, alpha=0.35)
@@ -210,5 +210,38 @@ def fire_rates_figure(columns: dict[str, dict[str, list[float]]], path: Path, ti
         for axes in grid[:, 0]:
             axes.set_ylabel("Units (%)")
         grid[0, 0].set_xlim(0, 1)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        save(figure, path)
+
+
+SMALLEST = 1e-6  # a scale below it is drawn at the lower edge
+
+
+def batch_norms_figure(panels: dict[str, Rows], path: Path, title: str) -> None:
+    """Scale and shift of the batch-norm before every unit; those that never fire, that always do, and the others.
+
+    Args:
+        panels: title -> rows as in accumulation-fire-rates.csv.
+    """
+    kinds = (
+        ("others", QUIET, ".", lambda rate: 0 < rate < ALWAYS),
+        (f"rate ≥ {ALWAYS}", COLOURS[1], "^", lambda rate: rate >= ALWAYS),
+        ("rate 0", COLOURS[0], "v", lambda rate: rate == 0),
+    )
+    reach = 1.1 * max(abs(row["shift"]) for rows in panels.values() for row in rows)
+    with pyplot.rc_context(STYLE):
+        size = (0.6 + 3.4 * len(panels), 3.4)
+        figure, grid = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+        for axes, (name, rows) in zip(grid[0], panels.items(), strict=True):
+            for kind, colour, marker, belongs in kinds:
+                found = [row for row in rows if belongs(row["fire_rate"])]
+                shifts, scales = [row["shift"] for row in found], [max(abs(row["scale"]), SMALLEST) for row in found]
+                style = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidth": 0, "clip_on": False}
+                axes.scatter(shifts, scales, label=f"{kind}: {len(found)}", **style)
+            axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
+            axes.set(title=name, xlabel="Shift β", yscale="log", xlim=(-reach, reach))
+            axes.set_ylim(bottom=SMALLEST)
+            axes.legend(frameon=False, fontsize=8, loc="lower left", handletextpad=0.2)
+        grid[0, 0].set_ylabel("Scale |γ|")
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)

@@ -144,6 +144,11 @@ def activation_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, ACTIVATION_TYPES)}
 
 
+def batch_norm_before(layer: str) -> str:
+    """The batch-norm before an activation layer, by name; before the last of a block, that of the residual branch."""
+    return "bn1" if layer == "act" else layer.replace("act", "bn")
+
+
 def replace_activations(model: nn.Module, activation: str) -> int:
     """Put a new activation module in the place of every one the network has; returns how many were replaced."""
     names = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ACTIVATION_TYPES)]
