@@ -1,5 +1,6 @@
 """Figures of the sweeps, of fire rates, and of dead units that come back."""
 
+import textwrap
 from collections import defaultdict
 from pathlib import Path
 
@@ -104,7 +105,11 @@ def sweep_figure(
     flat = [rows for lines in groups.values() for rows in lines.values()]
     at = places(swept, sorted({row[swept] for rows in flat for row in rows}))
     with pyplot.rc_context(STYLE):
-        size = (13.0, 0.5 + 2.9 * len(groups))
+        notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
+        notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
+        notes += [f"not finished: {', '.join(missed)}"] if missed else []
+        notes = textwrap.wrap("; ".join(notes), 190)  # characters of this size in 13 inches
+        size = (13.0, 0.4 + 2.9 * len(groups) + 0.14 * len(notes))
         figure, grid = pyplot.subplots(len(groups), len(PANELS), figsize=size, sharey="col", squeeze=False)
         for panel, column in enumerate(grid.T):
             labels = []
@@ -118,10 +123,7 @@ def sweep_figure(
         units = {row["units"] for rows in flat for row in rows}
         head = f"{title}. {min(units):,} units, {seeds_of(flat, swept)}"
         figure.suptitle(head, x=0.01, ha="left", fontsize=10)
-        notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
-        notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
-        notes += [f"not finished: {', '.join(missed)}"] if missed else []
-        figure.supxlabel("; ".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
+        figure.supxlabel("\n".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
         save(figure, path)
 
 

@@ -164,15 +164,18 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     ]
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
-    published, missed = sweeps.PUBLISHED["learning-rate"], ["learning-rate 0.1 seed 2"]
+    published, missed = sweeps.PUBLISHED["learning-rate"], [f"learning-rate {rate} seed 2" for rate in range(20)]
     figures.sweep_figure({"epochs": {"λ 0.01": rows}}, "learning_rate", tmp_path / "figure.png", "x", published, missed)
-    texts = " ".join(text.get_text() for text in drawn[0].findobj(Text))
+    drawn[0].draw_without_rendering()
+    assert max(text.get_window_extent().x1 for text in drawn[0].findobj(Text)) <= drawn[0].bbox.x1
+    texts = " ".join(text.get_text().replace("\n", " ") for text in drawn[0].findobj(Text))
     for words in (
         "mean of 2 to 3 seeds",
         "paper, scaled",
         "coin toss",
         "λ 0.01",
-        "not finished: learning-rate 0.1 seed 2",
+        "not finished: learning-rate 0 seed 2, ",
+        ", learning-rate 19 seed 2",
     ):
         assert words in texts
     one = [row for row in rows if row["seed"] == 0]
