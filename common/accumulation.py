@@ -174,20 +174,26 @@ def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what
     return [path]
 
 
+def shared_conditions(tables: dict[str, list[dict]]) -> dict[tuple[float, float], dict[str, list[dict]]]:
+    """(regularization, learning rate) -> label -> its rows, where at least two of the labelled tables have it."""
+    found: dict[tuple[float, float], dict[str, list[dict]]] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            found.setdefault((row["regularization"], row["learning_rate"]), {}).setdefault(name, []).append(row)
+    return {key: found[key] for key in sorted(found) if len(found[key]) > 1}
+
+
 def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str]) -> list[Path]:
     """fire-rates.png and, where units died, batch-norms.png for several scripts, where two of them were run; their
     paths."""
-    columns: dict[tuple, dict] = {}
+    tables = {}
     for script, name in members.items():
         table = settings.output_dir / script / "accumulation-fire-rates.csv"
-        rows = read_csv(table) if table.exists() else []
-        if rows and not set(death.UNIT) <= rows[0].keys():  # left by an earlier version
+        tables[name] = read_csv(table) if table.exists() else []
+        if tables[name] and not set(death.UNIT) <= tables[name][0].keys():  # left by an earlier version
             print(f"not drawn: {table} has no {', '.join(death.UNIT)}; run {script}.py again")
-            continue
-        for row in rows:
-            line = columns.setdefault((row["regularization"], row["learning_rate"]), {})
-            line.setdefault(name, []).append(row)
-    named = {condition(*key): columns[key] for key in sorted(columns) if len(columns[key]) > 1}
+            tables[name] = []
+    named = {condition(*key): lines for key, lines in shared_conditions(tables).items()}
     if not named:
         return []
     what = f"last epoch of training on {report.dataset_name(settings.dataset)}"
@@ -261,12 +267,7 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         for script in [script for script, (made, _) in found.items() if made != own]:
             print(f"not drawn together with {script}: its results were made with other settings")
             del found[script]
-        columns: dict[tuple, dict] = {}
-        for script, (_, rows) in found.items():
-            for row in rows:
-                lines = columns.setdefault((row["regularization"], row["learning_rate"]), {})
-                lines.setdefault(members[script], []).append(row)
-        columns = {key: columns[key] for key in sorted(columns) if len(columns[key]) > 1}
+        columns = shared_conditions({members[script]: rows for script, (_, rows) in found.items()})
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
             named = {condition(*key): lines for key, lines in columns.items()}
