@@ -1,6 +1,7 @@
 """Tables and figures."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import matplotlib
@@ -239,10 +240,16 @@ def seeds_of(groups: list[Rows], swept: str) -> str:
     for index, rows in enumerate(groups):
         for row in rows:
             counts[index, row[swept]].add(row["seed"])
-    least, most = min(map(len, counts.values())), max(map(len, counts.values()))
+    seeds = [len(found) for found in counts.values()]
+    return mean_of(seeds) + (", bars: one standard deviation" if max(seeds) > 1 else "")
+
+
+def mean_of(seeds: Collection[int]) -> str:
+    """How many seeds are behind a mean, for a title, from the number behind each point."""
+    least, most = min(seeds), max(seeds)
     if most == 1:
         return "one seed"
-    return f"mean of {most if least == most else f'{least} to {most}'} seeds, bars: one standard deviation"
+    return f"mean of {most if least == most else f'{least} to {most}'} seeds"
 
 
 def tradeoff_figure(

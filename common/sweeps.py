@@ -190,14 +190,16 @@ def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder:
     figures.sweep_figure(lines, swept, paths[0], title, published, missed)
     drawn = [paths[0]]
     at_equal_epochs = [row for row in tables.rows["-layers"] if row["footing"] == "epochs"]
-    shares = {
-        f"{name}, {line}" if line else name: shares
-        for (name, line), shares in layer_shares(study, swept, at_equal_epochs).items()
-        if shares.any()
+    runs = {
+        f"{name}, {line}" if line else name: by_seed
+        for (name, line), by_seed in layer_shares(study, swept, at_equal_epochs).items()
+        if by_seed.any()
     }
-    if shares:
+    if runs:
         layers = [name for name in at_equal_epochs[0] if name not in (*IDENTITY, "epoch")]
-        report.layers_figure(shares, layers, paths[1], f"{title}: share of units dead over the whole epoch")
+        means = {label: by_seed.mean(axis=0) for label, by_seed in runs.items()}
+        behind = report.mean_of([len(by_seed) for by_seed in runs.values()])
+        report.layers_figure(means, layers, paths[1], f"{title}: share of units dead over the whole epoch, {behind}")
         drawn.append(paths[1])
     returns = [row for row in tables.rows["-returns"] if row["footing"] == "epochs"]
     if returns:
@@ -209,13 +211,13 @@ def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder:
 
 
 def layer_shares(study: str, swept: str, rows: list[dict]) -> dict[tuple[str, str], np.ndarray]:
-    """(swept value, line) -> the mean over seeds of the share of dead units, [epochs, layers]."""
+    """(swept value, line) -> the share of dead units, [seeds, epochs, layers]."""
     layers = [name for name in rows[0] if name not in (*IDENTITY, "epoch")] if rows else []
     groups: dict[tuple, dict] = {}
     for row in sorted(rows, key=lambda row: (row["regularization"], row["learning_rate"], row["batch_size"])):
         key = f"{figures.NAMES[swept]} {figures.short(row[swept])}", line_name(row, study, rows)
         groups.setdefault(key, {}).setdefault(row["seed"], []).append([row[layer] for layer in layers])
-    return {key: np.mean(list(by_seed.values()), axis=0) for key, by_seed in groups.items()}
+    return {key: np.array(list(by_seed.values())) for key, by_seed in groups.items()}
 
 
 def summary(rows: list[dict]) -> str:

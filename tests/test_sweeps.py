@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
-from common import accumulation, death, figures, runs, sweeps, trends
+from common import accumulation, death, figures, report, runs, sweeps, trends
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -184,6 +184,12 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     assert "one seed" in texts
     assert "paper" not in texts
     assert "not finished" not in texts
+
+
+def test_a_mean_says_how_many_seeds_are_behind_it():
+    assert report.mean_of([1, 1]) == "one seed"
+    assert report.mean_of([2, 2]) == "mean of 2 seeds"
+    assert report.mean_of([3, 1]) == "mean of 1 to 3 seeds"
 
 
 def test_an_extended_sweep_trains_only_what_it_lacks_and_ends_like_one_made_at_once(call, tmp_path):
