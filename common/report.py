@@ -159,7 +159,7 @@ def draw_panel(axes, panel: int, groups: dict[str, Rows], span: tuple[float, flo
 
 def caption(rows: Rows) -> str:
     seeds = len({row["seed"] for row in rows})
-    spread = "one seed" if seeds == 1 else f"mean of {seeds} seeds, bands: one standard deviation"
+    spread = mean_of([seeds]) + (", bands: one standard deviation" if seeds > 1 else "")
     return f"{rows[0]['units']:,} units, batch size {rows[0]['batch_size']}, {spread}"
 
 
