@@ -14,8 +14,9 @@ import torchvision
 
 from common import data, death, distributed, figures, report, units
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
-from common.runs import Busy, Run, read_csv, write_csv, write_text
-from common.training import Callback, Diverged, fit
+from common.runs import Run, read_csv, write_csv, write_text
+from common.settings import RunFailed
+from common.training import Callback, fit
 
 COLUMNS = [
     "script",
@@ -102,7 +103,7 @@ def train_all(settings: SimpleNamespace, dataset: data.Dataset, shared: dict) ->
     for strength, rate, seed in product(settings.regularization, settings.learning_rates, settings.seeds):
         try:
             finals.append(train_one(settings, dataset, shared, rate, strength, seed))
-        except (Diverged, Busy) as error:
+        except RunFailed as error:
             failures.append(f"{label(rate, strength, seed)}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr)
     return finals, failures

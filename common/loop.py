@@ -1,6 +1,7 @@
 """The training loop, which knows nothing of pruning, logging or checkpoints: they are callbacks at named points."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -9,11 +10,22 @@ from torch.nn import functional
 
 from common import distributed, units
 from common.groups import Groups
-from common.settings import Interrupts, UserError
+from common.settings import Interrupts, RunFailed, is_out_of_memory, out_of_memory
 
 
-class Diverged(UserError):
+class Diverged(RunFailed):
     """The loss stopped being finite."""
+
+
+@contextmanager
+def memory_watched() -> Iterator[None]:
+    """Turns running out of memory into RunFailed. Of several processes, the others would go on: there it ends all."""
+    try:
+        yield
+    except RuntimeError as error:
+        if distributed.ranks() > 1 or not is_out_of_memory(error):
+            raise
+        raise RunFailed(out_of_memory(error)) from None
 
 
 @dataclass

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common import distributed
-from common.settings import UserError
+from common.settings import RunFailed, UserError
 
 FORMAT = 1  # raised when the same constants come to mean another training
 
@@ -73,18 +73,18 @@ def load(path: Path) -> dict:
     """A file that `torch.save` wrote, as tensors and plain values only.
 
     Raises:
-        UserError: when it is damaged or not ours.
+        RunFailed: when it cannot be read, is damaged or not ours.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UserError(f"could not read {path} ({error.strerror})") from None
+        raise RunFailed(f"could not read {path} ({error.strerror})") from None
     except Exception as error:  # a truncated or foreign file fails in many ways
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is damaged or not ours ({reason}); delete it to begin that run again") from None
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise RunFailed(f"{path} is damaged or not ours ({reason}); delete it to begin that run again") from None
 
 
-class Busy(UserError):
+class Busy(RunFailed):
     """Another process trains the same run."""
 
 
@@ -140,12 +140,12 @@ class Run:
         """A file of this folder, where it has it.
 
         Raises:
-            UserError: when it is damaged, or of a run with other constants.
+            RunFailed: when it is damaged, or of a run with other constants.
         """
         path = self.folder / name
         state = distributed.by_first(lambda: load(path) if path.exists() else None)
         if state is not None and (different := self.other_constants(state)):
-            raise UserError(f"{path} is of another configuration ({different}); delete it or move RUN_DIR")
+            raise RunFailed(f"{path} is of another configuration ({different}); delete it or move RUN_DIR")
         return state
 
     def other_constants(self, state: dict) -> str:

@@ -53,6 +53,10 @@ class UserError(Exception):
     """Something the user can mend. Its text is one line: what is wrong and what to do."""
 
 
+class RunFailed(UserError):
+    """One run that cannot be made or read: no reason to stop the others of a study."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What one constant may be: how a value is read, which values pass, and the words for them."""
@@ -354,6 +358,19 @@ def run(main: Callable[[], int | None]) -> int:
         signal.signal(signal.SIGINT, before)
 
 
+REFUSED = "can't allocate memory"  # in torch's plain RuntimeError on a CPU
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or REFUSED in str(error)
+
+
+def out_of_memory(error: RuntimeError) -> str:
+    text = str(error)
+    reason = text[max(text.find(REFUSED), 0) :].split(". ")[0]
+    return f"out of memory ({reason}); lower BATCH_SIZE or WIDTH"
+
+
 def report_errors(main: Callable[[], int | None]) -> int:
     """What went wrong, as one line."""
     try:
@@ -361,16 +378,17 @@ def report_errors(main: Callable[[], int | None]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except torch.OutOfMemoryError as error:
-        print(f"error: out of memory ({str(error).split('. ')[0]}); lower BATCH_SIZE or WIDTH", file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not distributed.is_lost(error):
+        if is_out_of_memory(error):
+            line = out_of_memory(error)
+        elif distributed.is_lost(error):
+            line = "another process of this run has ended; its own line says why"
+        else:
             raise
-        print("error: another process of this run has ended; its own line says why", file=sys.stderr)
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)

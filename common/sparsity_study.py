@@ -18,9 +18,9 @@ from common.models import build
 from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
 from common.pruning.task import Unreachable
 from common.results import rows_to_extend
-from common.runs import Busy, Run, write_csv, write_text
-from common.settings import UserError
-from common.training import Callback, Diverged, Training, fit
+from common.runs import Run, write_csv, write_text
+from common.settings import RunFailed, UserError
+from common.training import Callback, Training, fit
 
 COLUMNS = [
     "script",
@@ -259,7 +259,7 @@ def finished(
                 continue
             try:
                 final = train_one(settings, dataset, shared, method, target, seed, more)
-            except (Diverged, Busy, Unreachable) as error:
+            except RunFailed as error:
                 failures.append(f"{method} {target:g} seed {seed}: {error}")
                 if not isinstance(error, Unreachable):
                     print(f"error: {failures[-1]}", file=sys.stderr)

@@ -10,9 +10,8 @@ import numpy as np
 
 from common import accumulation, data, death, figures, report, trends
 from common.results import rows_to_extend
-from common.runs import Busy, read_csv, write_csv, write_text
-from common.settings import UserError
-from common.training import Diverged
+from common.runs import read_csv, write_csv, write_text
+from common.settings import RunFailed, UserError
 
 # study -> the column that is swept
 STUDIES = {"batch-size": "batch_size", "learning-rate": "learning_rate", "regularization": "regularization"}
@@ -250,7 +249,7 @@ def study(settings: SimpleNamespace) -> int:
             continue
         try:
             final = train_one(settings, dataset, shared, point)
-        except (Diverged, Busy) as error:
+        except RunFailed as error:
             values = f"{settings.study} {figures.short(point[STUDIES[settings.study]])}"
             label = accumulation.label(point["learning_rate"], point["regularization"], point["seed"])
             failures.append(f"{values} at equal {point['footing']}, {label}: {error}")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from common import data, distributed, units
 from common.groups import find_groups
-from common.loop import Callback, Diverged, Training, sgd, train
+from common.loop import Callback, Diverged, Training, memory_watched, sgd, train
 from common.models import build
 from common.pretrained import load_weights
 from common.runs import Run
@@ -388,13 +388,14 @@ def fit(
         every unit and epoch); and the state of every callback in `extra` under its class's name.
 
     Raises:
-        Diverged: when the loss is not finite.
+        RunFailed: when the loss is not finite, memory runs out, another process trains this run, or what it left is
+            damaged.
     """
     finished = run.final()
     if finished is not None:
         print(f"{run.label}: finished before, in {run.folder}")
         return finished
-    with run.locked():
+    with run.locked(), memory_watched():
         training = start(settings, dataset, network, learning_rate, seed, cuts)
         example = dataset.example.to(settings.device)
         meters, watching = Meters(settings.device), Watching(training.model, example, training.passes)

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
-from common import accumulation, death, figures, report, runs, sweeps, trends
+from common import accumulation, death, figures, report, runs, sweeps, training, trends
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -135,6 +135,47 @@ def test_a_run_that_diverges_is_listed_and_the_others_are_drawn(call, tmp_path):
     assert "Traceback" not in error
     assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05, 0.1]
     assert "learning-rate.png" in output
+
+
+def test_a_run_that_left_a_damaged_file_is_listed_and_the_others_are_drawn(call, tmp_path):
+    flags = f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0"
+    call("Resnet18", flags)
+    damaged = next(tmp_path.glob("state/**/*lr-0.05-*/final.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    status, output, error = call("Resnet18", flags)
+    assert status == 2
+    assert f"not finished: learning-rate 0.05 at equal epochs, lr 0.05 seed 0: {damaged} is damaged" in error
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.1]
+    assert "learning-rate.png" in output
+
+
+@pytest.mark.parametrize(
+    ("raised", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), "CUDA out of memory"),
+        (
+            RuntimeError("err == 0. CPU: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
+            "can't allocate memory: you tried to allocate 9 bytes",
+        ),
+    ],
+    ids=["gpu", "cpu"],
+)
+def test_a_run_too_large_for_memory_is_listed_and_the_others_are_drawn(call, tmp_path, monkeypatch, raised, reason):
+    honest = training.train
+
+    def too_large(state, batches, callbacks):
+        if state.steps_per_epoch < 30:
+            raise raised
+        honest(state, batches, callbacks)
+
+    monkeypatch.setattr(training, "train", too_large)
+    status, output, error = call("Resnet18", f"--study batch-size {FEW} --batch-sizes 32 64 --regularization 0")
+    assert status == 2
+    assert "not finished: batch-size 64 at equal epochs, lr 0.05 seed 0: out of memory" in error
+    assert f"({reason}); lower BATCH_SIZE" in error
+    assert "Traceback" not in error
+    assert {row["batch_size"] for row in read_csv(tmp_path / "out/Resnet18/batch-size.csv")} == {32}
+    assert "batch-size.png" in output
 
 
 def test_a_run_that_another_process_trains_is_listed_and_the_others_are_made(call, tmp_path, monkeypatch):

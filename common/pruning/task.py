@@ -8,11 +8,11 @@ from torch import Tensor
 
 from common import data, sparsity
 from common.groups import Groups
-from common.settings import UserError
+from common.settings import RunFailed
 
 
-class Unreachable(UserError):
-    """A target that a method cannot reach without emptying a layer: one run's result, no reason to stop the others."""
+class Unreachable(RunFailed):
+    """A target that a method cannot reach without emptying a layer; a result, too."""
 
 
 @dataclass
