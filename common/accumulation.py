@@ -14,6 +14,7 @@ import torchvision
 
 from common import data, death, distributed, figures, report, units
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
+from common.results import exit_status
 from common.runs import Run, read_csv, write_csv, write_text
 from common.settings import RunFailed
 from common.training import Callback, fit
@@ -327,9 +328,7 @@ def study(settings: SimpleNamespace, network: str = "resnet18", load=data.load, 
     finals, failures = train_all(settings, dataset, shared)
     if finals:
         distributed.by_first(lambda: present(settings, shared, finals))
-    for failure in failures:
-        print(f"error: not finished: {failure}", file=sys.stderr)
-    return 2 if failures else 0
+    return exit_status(failures, finals)
 
 
 def present(settings: SimpleNamespace, shared: dict, finals: list[dict]) -> None:

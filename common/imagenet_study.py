@@ -1,7 +1,6 @@
 """The comparison on ImageNet: every criterion on a ResNet-50, and the paper's table with our numbers in it."""
 
 import json
-import sys
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from common import accumulation, distributed, folders, report
+from common.results import exit_status
 from common.runs import write_csv, write_text
 from common.sparsity_study import COLUMNS, check, empty_row, finished, row_of, summary
 from common.training import Callback, Training
@@ -104,9 +104,7 @@ def study(settings: SimpleNamespace) -> int:
         distributed.by_first(lambda: write_table(settings, shared, rows))
     if rows:
         distributed.by_first(lambda: present(settings, dataset, rows))
-    for failure in failures:
-        print(f"error: not finished: {failure}", file=sys.stderr)
-    return 2 if failures else 0
+    return exit_status(failures, rows)
 
 
 def write_table(settings, shared: dict, rows: list[dict]) -> None:

@@ -1,6 +1,7 @@
-"""Tables that grow over several commands: the rows that are there are kept where they were made alike."""
+"""What a study leaves: tables that grow over several commands, and an exit status."""
 
 import json
+import sys
 from pathlib import Path
 
 from common.runs import read_csv
@@ -32,3 +33,10 @@ def rows_to_extend(table: Path, made: dict, columns: list[str]) -> list[dict]:
             "OUTPUT_DIR"
         )
     return rows
+
+
+def exit_status(failures: list[str], results: list) -> int:
+    """2 where runs failed. They were told when it happened; below the results of the others they are listed again."""
+    for failure in failures if results else ():
+        print(f"error: not finished: {failure}", file=sys.stderr)
+    return 2 if failures else 0

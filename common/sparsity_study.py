@@ -17,7 +17,7 @@ from common.gradients import BatchNormPull
 from common.models import build
 from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
 from common.pruning.task import Unreachable
-from common.results import rows_to_extend
+from common.results import exit_status, rows_to_extend
 from common.runs import Run, write_csv, write_text
 from common.settings import RunFailed, UserError
 from common.training import Callback, Training, fit
@@ -298,6 +298,4 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
         paths = draw(settings, dataset, rows, courses, folder)
         print(f"\n{summary(rows)}\n\ntable: {table}\nsummary: {ranks}")
         print("".join(f"figure: {path}\n" for path in paths), end="")
-    for failure in failures:
-        print(f"error: not finished: {failure}", file=sys.stderr)
-    return 2 if failures else 0
+    return exit_status(failures, rows)

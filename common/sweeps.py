@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from common import accumulation, data, death, figures, report, trends
-from common.results import rows_to_extend
+from common.results import exit_status, rows_to_extend
 from common.runs import read_csv, write_csv, write_text
 from common.settings import RunFailed, UserError
 
@@ -263,6 +263,4 @@ def study(settings: SimpleNamespace) -> int:
         paths = draw(settings, tables, failures, folder)
         print(f"\n{summary(rows)}\n\ntable: {tables.paths['']}\ntrends: {table}")
         print("".join(f"figure: {path}\n" for path in paths), end="")
-    for failure in failures:
-        print(f"error: not finished: {failure}", file=sys.stderr)
-    return 2 if failures else 0
+    return exit_status(failures, rows)

@@ -1,17 +1,14 @@
-"""The sweeps as a user runs them, the trends they are judged by, and the tables of units that die and come back."""
+"""The sweeps as a user runs them, and where units die by the rows that they leave."""
 
 import json
-from itertools import permutations, product
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.text import Text
 from PIL import Image
-from scipy import stats
 
-from common import accumulation, death, figures, report, runs, sweeps, training, trends
+from common import accumulation, figures, report, runs, sweeps, training
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -307,87 +304,6 @@ def test_the_rows_of_a_sweep_are_what_its_runs_counted(call, tmp_path):
         assert sum(shares[layer] * width for layer, width in widths.items()) == pytest.approx(
             dead[epoch].sum().item(), abs=1e-3
         )
-
-
-def counts_of(dead: list[list[int]]) -> dict:
-    """The counts of a network of one layer, of which [epochs][units] were dead."""
-    fired = 1 - torch.tensor(dead)
-    whole = {"pairs": torch.ones_like(fired), "silent": torch.zeros_like(fired), "alive": fired > -1}
-    return {"layers": {"act": fired.shape[1]}, "fired": fired, **whole, "batches": [1] * len(fired)}
-
-
-def test_returns_are_counted_by_how_long_a_unit_had_been_dead():
-    history = [[1, 0, 1, 1], [1, 0, 0, 1], [0, 1, 1, 1], [1, 1, 1, 1]]  # a column a unit
-    rows = death.return_rows({"seed": 7}, counts_of(history))
-    assert rows == [
-        {"seed": 7, "dead_for": 1, "at_risk": 5, "came_back": 1, "came_back_later": 2},
-        {"seed": 7, "dead_for": 2, "at_risk": 2, "came_back": 1, "came_back_later": 1},
-        {"seed": 7, "dead_for": 3, "at_risk": 1, "came_back": 0, "came_back_later": 0},
-    ]
-    assert death.return_rows({}, counts_of([[0, 0], [0, 0]])) == []
-
-
-@pytest.mark.parametrize(("epochs", "window"), [(1, 1), (2, 2), (5, 5), (10, 10), (30, 10)])
-def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_epoch(epochs, window):
-    steps = 10
-    for last_firing in range(steps + 1):  # of the one unit's firings in the last epoch; 0: none
-        watch = SimpleNamespace(fired=torch.zeros(1, dtype=torch.int64))
-        training = SimpleNamespace(epoch=epochs - 1, epochs=epochs, steps_per_epoch=steps, watch=watch, step=0)
-        training.total_steps, training.device = epochs * steps, torch.device("cpu")
-        callback = death.AtEnd()
-        callback.on_epoch_start(training)
-        for step in range(1, steps + 1):
-            training.step = step
-            watch.fired = watch.fired + (step <= last_firing)
-            callback.on_step(training)
-            state, callback = callback.state(), death.AtEnd()  # as if the run went on from here another day
-            callback.restore(training, state)
-        training.epoch += 1
-        callback.on_epoch_end(training)
-        assert callback.state() == {"dead": int(last_firing <= steps - window), "before": None}
-
-
-def points(rows: list[list[float]]) -> list[tuple]:
-    return [(float(value), seed, y) for seed, row in enumerate(rows) for value, y in enumerate(row)]
-
-
-def test_a_trend_that_every_seed_shows_is_told_from_none():
-    noise = np.random.default_rng(0)
-    rising = trends.trend(points([[value + noise.normal(0, 0.5) for value in range(6)] for _ in range(4)]))
-    assert rising["correlation"] > 0.7
-    assert 0 < rising["low"] < rising["correlation"] < rising["high"] <= 1
-    assert rising["p"] < 1e-4
-    flat = trends.trend(points([[noise.normal() for _ in range(6)] for _ in range(4)]))
-    assert flat["low"] < 0 < flat["high"]
-    assert flat["p"] > 0.05
-
-
-def test_the_trends_p_is_the_share_of_orders_that_are_as_far_from_no_trend():
-    measured = [[0.1, 0.3, 0.2, 0.4], [0.2, 0.1, 0.3, 0.5]]
-    shuffled = [
-        sum(stats.spearmanr(range(4), order).statistic for order in orders)
-        for orders in product(permutations(range(4)), repeat=2)
-    ]
-    found = trends.trend(points(measured))
-    as_far = np.mean([total >= 2 * found["correlation"] - 1e-9 for total in shuffled])
-    assert found["p"] == pytest.approx(2 * as_far)
-
-
-@pytest.mark.parametrize(
-    ("rows", "known"),
-    [
-        ([[1, 2, 3]], {"correlation"}),  # one seed
-        ([[1, 2, 3], [4, 5, 7]], {"correlation", "p"}),  # alike
-        ([[0, 0, 0], [0, 0, 0]], set()),  # nothing varies
-        ([[1, 2], [2, 3]], set()),  # two values order by chance
-        ([[1, 2, 3], [1, 2, None]], {"correlation"}),  # a seed that lacks a run
-    ],
-)
-def test_what_the_runs_cannot_tell_is_left_open(rows, known):
-    found = trends.trend(points(rows))
-    assert {name for name in ("correlation", "low", "high", "p") if found[name] is not None} == known
-    line = trends.markdown([{"line": "λ 0", "quantity": "dead", **found}], ["line"]).splitlines()[2]
-    assert line.count(" - ") + line.count("all seeds alike") == {0: 3, 1: 2, 2: 1}[len(known)]
 
 
 def test_fire_rates_of_every_unit_are_kept_and_drawn_for_scripts_made_alike(call, tmp_path):
