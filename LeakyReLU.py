@@ -7,7 +7,7 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import accumulation, settings, sparsity_study
+from common import names, process, settings
 
 STUDY = "accumulation"  # accumulation: dead and dying units by epoch; neuron-sparsity, weight-sparsity: accuracy
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
@@ -53,13 +53,18 @@ PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 EXTEND = False  # keep the rows that a sparsity study's table has, and train only what it lacks
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
 
-STUDIES = {"accumulation": accumulation.study, **dict.fromkeys(sparsity_study.STUDIES, sparsity_study.study)}
+STUDIES = ("accumulation", *names.SPARSITY)
 
 
 def main() -> int:
-    constants = settings.read(globals(), tuple(STUDIES))
-    return STUDIES[constants.study](constants)
+    constants = settings.read(globals(), STUDIES)
+    # Not before: they import torch, and --help and wrong constants need none.
+    from common import accumulation, sparsity_study
+
+    if constants.study in names.SPARSITY:
+        return sparsity_study.study(constants)
+    return accumulation.study(constants)
 
 
 if __name__ == "__main__":
-    raise SystemExit(settings.run(main))
+    raise SystemExit(process.run(main))

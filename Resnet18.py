@@ -9,7 +9,7 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import accumulation, settings, sparsity_study, sweeps
+from common import names, process, settings
 
 STUDY = "accumulation"  # or batch-size, learning-rate, regularization (what kills units), neuron- or weight-sparsity
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
@@ -66,17 +66,20 @@ BY_STUDY = {  # what a constant that is None becomes; death needs pressure, so t
     "neuron-sparsity": {"REGULARIZATION": [0.0]},
     "weight-sparsity": {"REGULARIZATION": [0.0]},
 }
-STUDIES = {
-    "accumulation": accumulation.study,
-    **dict.fromkeys(sweeps.STUDIES, sweeps.study),
-    **dict.fromkeys(sparsity_study.STUDIES, sparsity_study.study),
-}
+STUDIES = ("accumulation", *names.SWEEPS, *names.SPARSITY)
 
 
 def main() -> int:
-    constants = settings.read(globals(), tuple(STUDIES))
-    return STUDIES[constants.study](constants)
+    constants = settings.read(globals(), STUDIES)
+    # Not before: they import torch, and --help and wrong constants need none.
+    from common import accumulation, sparsity_study, sweeps
+
+    if constants.study in names.SWEEPS:
+        return sweeps.study(constants)
+    if constants.study in names.SPARSITY:
+        return sparsity_study.study(constants)
+    return accumulation.study(constants)
 
 
 if __name__ == "__main__":
-    raise SystemExit(settings.run(main))
+    raise SystemExit(process.run(main))

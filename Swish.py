@@ -7,7 +7,7 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import accumulation, settings
+from common import process, settings
 
 STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
@@ -37,8 +37,12 @@ WORKERS = 2  # threads that read the images of a folder
 
 
 def main() -> int:
-    return accumulation.study(settings.read(globals(), studies=("accumulation",)))
+    constants = settings.read(globals(), studies=("accumulation",))
+    # Not before: it imports torch, and --help and wrong constants need none.
+    from common import accumulation
+
+    return accumulation.study(constants)
 
 
 if __name__ == "__main__":
-    raise SystemExit(settings.run(main))
+    raise SystemExit(process.run(main))

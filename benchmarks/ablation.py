@@ -10,20 +10,17 @@ sparsity, or 75, 90 and 97 % weight sparsity, unless told otherwise. A row that 
 has stays; the figure of the same name is drawn from all rows.
 """
 
-import argparse
 import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import Resnet18
-from common import accumulation, data, report, settings, sparsity_study
-from common.gradients import GradientNoise
-from common.pruning import METHODS, AtEarlyEpoch, Constants, DSPruning, snap
-from common.pruning.scores import lowest_first
-from common.pruning.task import within_floor
-from common.runs import read_csv, write_csv
+from common import process, settings
+from common.errors import UserError
+from common.pruning import METHODS
 
 COLUMNS = [
     "part",
@@ -99,62 +96,26 @@ PARTS: dict[str, dict[str, dict[str, dict]]] = {
 }
 
 
-class LiveNoise(GradientNoise):
-    """Gaussian noise on the gradients of units that are not on their way out."""
-
-    def on_gradients(self, training):
-        kept = {name: p.grad.clone() for name, p in training.model.named_parameters()}
-        super().on_gradients(training)
-        groups = training.groups
-        leaving = self.pruning.press.chosen | ~groups.alive
-        for name, parameter in training.model.named_parameters():
-            layer = name.rpartition(".")[0]
-            if layer in groups.outputs:
-                dead = groups.spread(layer, leaving.to(parameter.device))
-                parameter.grad[dead] = kept[name][dead]
-
-
-def with_noise(deviation: float):
-    def method(task):
-        pruning = DSPruning(task, Constants.of(task.settings, task.measure))
-        noise = LiveNoise(deviation, task.seed, task.settings.device)
-        noise.pruning = pruning
-        return [pruning, noise]
-
-    return method
-
-
-class PerWeight(DSPruning):
-    """Divides by the weights that a group takes along after layers were made comparable, not before."""
-
-    def cost(self, groups):
-        return super().cost(groups) / self.task.price(groups).clamp(min=1)
-
-
-class WithFloor(AtEarlyEpoch):
-    """Early pruning that leaves every layer as much as DS-Pruning does."""
-
-    def order(self, groups, score):
-        return within_floor(groups, lowest_first(groups, score), self.task.floor(groups, Constants().floor))
-
-
 def measure(constants, dataset, variant: str, part: str, changes: dict, target: float, seed: int) -> dict:
     """One run and its row."""
+    from benchmarks import forms
+    from common import accumulation, sparsity_study
+
     changes = dict(changes)
     method = changes.pop("method", "ds-pruning")
-    settled = argparse.Namespace(**{**vars(constants), **changes})
+    settled = SimpleNamespace(**{**vars(constants), **changes})
     shared = accumulation.common_config(settled, dataset, "resnet18")
     shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": constants.hold_out}
     plain = dict(METHODS)
     if "noise" in changes:
         shared["live_noise"] = changes["noise"]
-        METHODS["ds-pruning"] = with_noise(changes["noise"])
+        METHODS["ds-pruning"] = forms.with_noise(changes["noise"])
     if "per_weight" in changes:
         shared["per_weight"] = True
-        METHODS["ds-pruning"] = lambda task: [PerWeight(task, Constants.of(task.settings, task.measure))]
+        METHODS["ds-pruning"] = forms.per_weight
     if "floored" in changes:
         shared["floored"] = True
-        METHODS["earlysnap"] = lambda task: [WithFloor(task, snap)]
+        METHODS["earlysnap"] = forms.floored
     try:
         final = sparsity_study.train_one(settled, dataset, shared, method, target, seed)
     finally:
@@ -176,14 +137,15 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
 def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
     """A panel a target, all of the same scale; in it a point a run, a row a variant below its part's name, the present
     method's mean as a line through all."""
+    from common import report
+
     lines: list[tuple] = []  # a part's name, or part and variant
     for part in dict.fromkeys(row["part"] for row in rows):
         lines += [(part,), *dict.fromkeys((part, row["variant"]) for row in rows if row["part"] == part)]
     targets = sorted({row["target"] for row in rows})
     counts, limits = set(), []
-    with report.pyplot.rc_context(report.STYLE):
-        size = (4.4 + 2.6 * len(targets), 0.9 + 0.2 * len(lines))
-        figure, panels = report.pyplot.subplots(1, len(targets), figsize=size, sharey=True, squeeze=False)
+    size = (4.4 + 2.6 * len(targets), 0.9 + 0.2 * len(lines))
+    with report.canvas(1, len(targets), size, sharey=True) as (figure, panels):
         for target, axes in zip(targets, panels[0], strict=True):
             values = {line: [] for line in lines}
             for row in rows:
@@ -211,6 +173,8 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
 
 def draw_target(axes, values: dict[tuple, list[float]], own: list[float]) -> None:
     """One target's runs: line -> accuracies in per cent, and those of the present method."""
+    from common import report
+
     if own:
         axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
     box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
@@ -227,34 +191,11 @@ def draw_target(axes, values: dict[tuple, list[float]], own: list[float]) -> Non
     axes.margins(x=0.16)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true")
-    parser.add_argument("--variants", nargs="+", help="names as --list shows them")
-    parser.add_argument("--measure", choices=TARGETS, default="neuron", help="of which sparsity")
-    parser.add_argument("--targets", type=float, nargs="+", help="sparsities; by default those above")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--output-dir", default="plots")
-    parser.add_argument("--run-dir", default="runs")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--hold-out", type=int, default=5000, help="training images to test on")
-    options = parser.parse_args()
-    parts = PARTS[options.measure]
-    variants = [(part, name, changes) for part, forms in parts.items() for name, changes in forms.items()]
-    if options.list:
-        for part, name, changes in variants:
-            print(f"{part}: {name}  {changes or ''}")
-        return 0
-    unknown = set(options.variants or []) - {name for _, name, _ in variants}
-    if unknown:
-        raise settings.UserError(f"no variant {', '.join(map(repr, sorted(unknown)))}; --list shows them all")
-    flags = ["--study", f"{options.measure}-sparsity", "--protocol", "cpu"]
-    for name in ("output_dir", "run_dir", "data_dir", "dataset", "epochs", "hold_out"):
-        flags += ["--" + name.replace("_", "-"), str(getattr(options, name))]
-    constants = settings.read(vars(Resnet18), tuple(Resnet18.STUDIES), flags)
-    constants.script = "ablation"
+def compare(constants, options, variants: list[tuple[str, str, dict]]) -> None:
+    """Trains what the table lacks, writes it after every run, and draws it."""
+    from common import data, report
+    from common.runs import read_csv, write_csv
+
     table = constants.output_dir / ("ablation.csv" if options.measure == "neuron" else "ablation-weight.csv")
     dataset = data.load(constants)
     places = {variant: place for place, (_, variant, _) in enumerate(variants)}
@@ -269,8 +210,40 @@ def main() -> int:
             rows.sort(key=lambda row: (row["target"], places.get(row["variant"], len(places)), row["seed"]))
             write_csv(table, COLUMNS, rows)
     draw(read_csv(table), table.with_suffix(".png"), options.measure, report.dataset_name(options.dataset))
+
+
+def main() -> int:
+    parser = settings.Parser(__doc__)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--variants", nargs="+", help="names as --list shows them")
+    parser.add_argument("--measure", choices=TARGETS, default="neuron", help="of which sparsity")
+    targets = settings.reader("SPARSITIES")
+    parser.add_argument("--targets", type=targets, nargs="+", help="sparsities; by default those above")
+    parser.add_argument("--seeds", type=settings.reader("SEEDS"), nargs="+", default=[0])
+    parser.add_argument("--output-dir", default="plots")
+    parser.add_argument("--run-dir", default="runs")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--epochs", type=settings.reader("EPOCHS"), default=10)
+    parser.add_argument("--hold-out", type=settings.reader("HOLD_OUT"), default=5000, help="training images to test on")
+    options = parser.parse_args()
+    parts = PARTS[options.measure]
+    variants = [(part, name, changes) for part, forms in parts.items() for name, changes in forms.items()]
+    if options.list:
+        for part, name, changes in variants:
+            print(f"{part}: {name}  {changes or ''}")
+        return 0
+    unknown = set(options.variants or []) - {name for _, name, _ in variants}
+    if unknown:
+        raise UserError(f"no variant {', '.join(map(repr, sorted(unknown)))}; --list shows them all")
+    flags = ["--study", f"{options.measure}-sparsity", "--protocol", "cpu"]
+    for name in ("output_dir", "run_dir", "data_dir", "dataset", "epochs", "hold_out"):
+        flags += ["--" + name.replace("_", "-"), str(getattr(options, name))]
+    constants = settings.read(vars(Resnet18), Resnet18.STUDIES, flags)
+    constants.script = "ablation"
+    compare(constants, options, variants)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(settings.run(main))
+    raise SystemExit(process.run(main))

@@ -9,7 +9,6 @@ as long, so that one of each is timed and counted for all. Then inference is tim
 network with its padding and without. Prints one JSON line of ratios, and what the network has left of every coupling.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -17,17 +16,19 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-from torch.nn import functional
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import data, settings, sparsity, training
-from common.pruning import Constants, DSPruning, Task
-from common.sparsity_study import MULTIPLE, inference_speedup
+from common import process, settings
+
+# The functions import what they use: --help and wrong values need no torch.
 
 
-def train(constants, dataset, network: dict, target: float) -> tuple[float, training.Training]:
+def train(constants, dataset, network: dict, target: float) -> tuple:
     """Seconds of an epoch's training steps, the mean over all, and the run: dense, or pruned to `target` on the way."""
+    from common import training
+    from common.pruning.ds_pruning import Constants, DSPruning
+    from common.pruning.task import Task
+    from common.sparsity_study import MULTIPLE
+
     run = training.start(constants, dataset, network, 0.1, 0, cuts=True)
     meters, watching = training.Meters(run.device), training.Watching(run.model, dataset.example.to(run.device))
     run.watch = watching.watch
@@ -50,7 +51,10 @@ def train(constants, dataset, network: dict, target: float) -> tuple[float, trai
     return statistics.mean(seconds), run
 
 
-def step_seconds(run: training.Training, model, inputs, labels, steps: int = 5) -> float:
+def step_seconds(run, model, inputs, labels, steps: int = 5) -> float:
+    import torch
+    from torch.nn import functional
+
     times = []
     for _ in range(steps + 1):
         start = time.perf_counter()
@@ -63,22 +67,15 @@ def step_seconds(run: training.Training, model, inputs, labels, steps: int = 5) 
     return statistics.median(times[1:])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--data-dir", default="data")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--images", type=int, help="training images used [all]")
-    parser.add_argument("--sparsity", type=float, default=0.8, help="neuron sparsity")
-    options = parser.parse_args()
-    device = settings.pick_device(options.device)
-    constants = SimpleNamespace(
+def constants_of(options) -> SimpleNamespace:
+    from common import devices
+
+    device = devices.pick(options.device)
+    return SimpleNamespace(
         dataset=options.dataset,
         data_dir=options.data_dir,
         device=device,
-        precision=settings.pick_precision("auto", device),
+        precision=devices.pick_precision("auto", device),
         batch_size=128,
         epochs=options.epochs,
         momentum=0.9,
@@ -88,11 +85,19 @@ def main():
         per_pass=128,
         **settings.ABSENT,
     )
+
+
+def measured(constants, options) -> dict:
+    """What is printed."""
+    import torch
+
+    from common import data, sparsity
+    from common.sparsity_study import inference_speedup
+
     dataset = data.load(constants)
     images, labels = dataset.train.images[: options.images], dataset.train.labels[: options.images]
     channels = dataset.example.shape[1]
     network = {"name": "resnet18", "classes": len(dataset.classes), "channels": channels, "width": options.width}
-
     one_epoch = SimpleNamespace(**vars(constants) | {"epochs": 1})
     dataset.train = data.Split(images[:256], labels[:256])
     train(one_epoch, dataset, network, 0.0)  # the first steps of a process are slow
@@ -107,8 +112,8 @@ def main():
     compact_step = step_seconds(pruned, small.train(), inputs, labels)
     dense_step = step_seconds(dense, dense.model.train(), inputs, labels)
     size, full = sparsity.measure(small, dataset.example), sparsity.measure(dense.model, dataset.example)
-    facts = {
-        "device": device.type,
+    return {
+        "device": constants.device.type,
         "precision": constants.precision,
         "threads": torch.get_num_threads(),
         "width": options.width,
@@ -121,8 +126,22 @@ def main():
         "inference_speedup": inference_speedup(dense.model.eval(), small.eval(), constants, dataset.example),
         "widths": pruned.groups.widths.tolist(),
     }
+
+
+def main():
+    parser = settings.Parser(__doc__)
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--width", type=settings.reader("WIDTH"), default=64)
+    parser.add_argument("--epochs", type=settings.reader("EPOCHS"), default=10)
+    images = settings.reader("IMAGES", settings.COUNT)
+    parser.add_argument("--images", type=images, help="training images used [all]")
+    parser.add_argument("--sparsity", type=settings.reader("SPARSITIES"), default=0.8, help="neuron sparsity")
+    options = parser.parse_args()
+    facts = measured(constants_of(options), options)
     print(json.dumps({name: round(value, 3) if isinstance(value, float) else value for name, value in facts.items()}))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(process.run(main))

@@ -5,7 +5,6 @@
 Steps of both kinds alternate in one process, so that a machine that slows down slows both. Prints one JSON line.
 """
 
-import argparse
 import copy
 import json
 import statistics
@@ -13,22 +12,20 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-from torch.nn import functional
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import models, settings, units
+from common import process, settings
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=40, help="pairs of steps")
-    parser.add_argument("--device", default="auto")
-    options = parser.parse_args()
-    device = settings.pick_device(options.device)
-    precision = settings.pick_precision("auto", device)
+def measured(options) -> dict:
+    """What is printed."""
+    # Not before: they import torch, and --help and wrong values need none.
+    import torch
+    from torch.nn import functional
+
+    from common import devices, models, units
+
+    device = devices.pick(options.device)
+    precision = devices.pick_precision("auto", device)
 
     torch.manual_seed(0)
     plain = models.resnet18(10, width=options.width).to(device, memory_format=torch.channels_last)
@@ -55,16 +52,22 @@ def main():
     plain_time, watched_time = (statistics.median(column) for column in zip(*times, strict=True))
     images = options.batch_size / plain_time
     facts = {"device": device.type, "precision": precision, "width": options.width, "threads": torch.get_num_threads()}
-    print(
-        json.dumps(
-            {
-                **facts,
-                "watched_over_plain": round(watched_time / plain_time, 3),
-                "plain_images_per_second": round(images),
-            }
-        )
-    )
+    return {
+        **facts,
+        "watched_over_plain": round(watched_time / plain_time, 3),
+        "plain_images_per_second": round(images),
+    }
+
+
+def main():
+    parser = settings.Parser(__doc__)
+    parser.add_argument("--width", type=settings.reader("WIDTH"), default=16)
+    parser.add_argument("--batch-size", type=settings.reader("BATCH_SIZE"), default=128)
+    steps = settings.reader("STEPS", settings.COUNT)
+    parser.add_argument("--steps", type=steps, default=40, help="pairs of steps")
+    parser.add_argument("--device", default="auto")
+    print(json.dumps(measured(parser.parse_args())))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(process.run(main))

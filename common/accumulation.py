@@ -4,19 +4,19 @@ import json
 import platform
 import shlex
 import sys
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torchvision
 
 from common import data, death, distributed, figures, report, units
+from common.errors import RunFailed
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
 from common.results import exit_status
 from common.runs import Run, read_csv, write_csv, write_text
-from common.settings import RunFailed
 from common.training import Callback, fit
 
 COLUMNS = [
@@ -288,7 +288,7 @@ def compare(settings: SimpleNamespace) -> list[Path]:
 
 def provenance(shared: dict) -> dict:
     """What is needed to make these results again."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": version("torchvision")}
     return {"command": shlex.join(sys.argv), "versions": versions, "settings": shared}
 
 

@@ -3,7 +3,6 @@
 from collections import defaultdict
 
 import numpy as np
-from scipy import stats
 
 from common import report
 
@@ -29,6 +28,8 @@ def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float | No
         return difference, None, None
     if np.ptp(other - mine) == 0:  # no spread: scipy divides by it
         return difference, difference, difference
+    from scipy import stats
+
     interval = stats.ttest_rel(other, mine).confidence_interval(0.95)
     return difference, float(interval.low), float(interval.high)
 

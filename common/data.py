@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from common.settings import UserError
+from common.errors import UserError
 
 
 @dataclass

@@ -23,25 +23,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from common.environment import rank, ranks
+
 TIMEOUT = timedelta(minutes=30)  # of one exchange: reading a large folder's names may take its time
 GOODBYE = timedelta(seconds=30)  # how long a process that ends in an error waits for the others
-
-
-def rank() -> int:
-    return int(os.environ.get("RANK", 0)) if ranks() > 1 else 0
-
-
-def ranks() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", 0)) if ranks() > 1 else 0
-
-
-def processes_here() -> int:
-    """On this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", ranks()))
 
 
 @cache

@@ -8,35 +8,31 @@ and then, anywhere:
     logits = network(images)  # fp32 [B, channels, H, W], any B, normalised as for training -> [B, classes]
 """
 
-import argparse
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+from common import process, settings
+from common.errors import UserError
 
-from common import saved, settings
-from common.runs import write
-from common.settings import UserError
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see --help")
+if TYPE_CHECKING:  # --help and mistyped flags need no torch
+    import torch
+    from torch import nn
 
 
-def program(network: nn.Module, image: tuple[int, int, int]) -> torch.export.ExportedProgram:
+def program(network: "nn.Module", image: tuple[int, int, int]) -> "torch.export.ExportedProgram":
     """The network as a program for fp32 images of one size [C, H, W], in batches of any size."""
+    import torch
+
     example = torch.zeros(2, *image)  # two, as a batch of one would be taken for a constant
     batch = torch.export.Dim("batch")
     return torch.export.export(network.eval().requires_grad_(False), (example,), dynamic_shapes=({0: batch},))
 
 
-def image_shape(final: dict, path: Path, size: str | None) -> tuple[int, int, int]:
+def image_shape(final: dict, path: Path, side: int | None) -> tuple[int, int, int]:
     """[C, H, W] of the images: square ones of the size asked for, or those of the run."""
     channels = final["network"]["channels"]
-    if size is not None:
-        side = settings.check("IMAGE_SIZE", size)
+    if side is not None:
         return channels, side, side
     image = final.get("image")
     if image is None:
@@ -47,15 +43,11 @@ def image_shape(final: dict, path: Path, size: str | None) -> tuple[int, int, in
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m common.export",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = settings.Parser(__doc__, "python -m common.export")
     parser.add_argument("final", type=Path, help="the final.pt of a finished run")
     parser.add_argument("output", type=Path, help="the program to write, a .pt2 file")
-    parser.add_argument("--image-size", metavar="SIDE", help="pixels a side of the images [the run's]")
+    side = settings.reader("IMAGE_SIZE")
+    parser.add_argument("--image-size", type=side, metavar="SIDE", help="pixels a side of the images [the run's]")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     given = parser.parse_args(arguments)
     if given.output.suffix != ".pt2":
@@ -64,6 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{given.output}: there is no folder {given.output.parent}")
     if given.output.exists() and not given.force:
         raise UserError(f"{given.output} exists; --force replaces it")
+    try:
+        given.final.open("rb").close()
+    except OSError as error:
+        raise UserError(f"could not read {given.final} ({error.strerror})") from None
+    # Not before: torch takes longer than all of the above.
+    import torch
+
+    from common import saved
+    from common.runs import write
+
     final = saved.read(given.final)
     network = saved.rebuild(final, given.final)
     image = image_shape(final, given.final, given.image_size)
@@ -79,4 +81,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(settings.run(main))
+    raise SystemExit(process.run(main))

@@ -1,15 +1,12 @@
-"""Figures of the sweeps, of fire rates, and of dead units that come back."""
+"""Figures of the sweeps, of fire rates, of dead units that come back, and of what DS-Pruning decided."""
 
 import textwrap
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib import pyplot
-from matplotlib.ticker import NullLocator
-from scipy import stats
 
-from common.report import COLOURS, LINES, QUIET, STYLE, Rows, label_ends, save, seeds_of
+from common.report import COLOURS, LINES, QUIET, Rows, canvas, label_ends, save, seeds_of
 
 NAMES = {"batch_size": "batch size", "learning_rate": "lr", "regularization": "λ"}
 AXES = {"batch_size": "Batch size", "learning_rate": "Learning rate", "regularization": "L1 strength λ"}
@@ -54,6 +51,8 @@ def over_runs(rows: Rows, swept: str, value) -> tuple[list[float], np.ndarray, n
 
 def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float], panel: int, published: dict) -> list:
     """One quantity against what is swept: a line a group; returns the labels of their ends."""
+    from matplotlib.ticker import NullLocator
+
     name, value = PANELS[panel]
     last = max(at.values())
     ends, largest = [], 0.0
@@ -104,13 +103,12 @@ def sweep_figure(
     """
     flat = [rows for lines in groups.values() for rows in lines.values()]
     at = places(swept, sorted({row[swept] for rows in flat for row in rows}))
-    with pyplot.rc_context(STYLE):
-        notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
-        notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
-        notes += [f"not finished: {', '.join(missed)}"] if missed else []
-        notes = textwrap.wrap("; ".join(notes), 190)  # characters of this size in 13 inches
-        size = (13.0, 0.4 + 2.9 * len(groups) + 0.14 * len(notes))
-        figure, grid = pyplot.subplots(len(groups), len(PANELS), figsize=size, sharey="col", squeeze=False)
+    notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
+    notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
+    notes += [f"not finished: {', '.join(missed)}"] if missed else []
+    notes = textwrap.wrap("; ".join(notes), 190)  # characters of this size in 13 inches
+    size = (13.0, 0.4 + 2.9 * len(groups) + 0.14 * len(notes))
+    with canvas(len(groups), len(PANELS), size, sharey="col") as (figure, grid):
         for panel, column in enumerate(grid.T):
             labels = []
             for axes, (footing, lines) in zip(column, groups.items(), strict=True):
@@ -140,12 +138,13 @@ def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> 
         rows: as `death.return_rows` makes them.
         patience: epochs after which DS-Pruning cuts a dead unit out; marked where given.
     """
+    from scipy import stats
+
     found = defaultdict(lambda: np.zeros(3, dtype=int))
     for row in rows:
         found[row["dead_for"]] += [row["at_risk"], row["came_back"], row["came_back_later"]]
     lengths = sorted(length for length in found if found[length][0] >= FEW) or sorted(found)
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 3.6))
+    with canvas(1, 1, (6.4, 3.6)) as (figure, ((axes,),)):
         ends = []
         for index, label in enumerate(("in the next epoch", "ever again")):
             shares, bars = [], []
@@ -190,9 +189,8 @@ def fire_rates_figure(columns: dict[str, dict[str, Rows]], path: Path, title: st
     """
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     edges = np.linspace(0, 1, 41)
-    with pyplot.rc_context(STYLE):
-        size = (0.6 + 3.1 * len(columns), 0.7 + 1.6 * len(names))
-        figure, grid = pyplot.subplots(len(names), len(columns), figsize=size, sharex=True, sharey=True, squeeze=False)
+    size = (0.6 + 3.1 * len(columns), 0.7 + 1.6 * len(names))
+    with canvas(len(names), len(columns), size, sharex=True, sharey=True) as (figure, grid):
         for column, (condition, found) in zip(grid.T, columns.items(), strict=True):
             for axes, name in zip(column, names, strict=True):
                 if name not in found:
@@ -231,9 +229,7 @@ def batch_norms_figure(panels: dict[str, Rows], path: Path, title: str) -> None:
         ("rate 0", COLOURS[0], "v", lambda rate: rate == 0),
     )
     reach = 1.1 * max(abs(row["shift"]) for rows in panels.values() for row in rows)
-    with pyplot.rc_context(STYLE):
-        size = (0.6 + 3.4 * len(panels), 3.4)
-        figure, grid = pyplot.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
+    with canvas(1, len(panels), (0.6 + 3.4 * len(panels), 3.4), sharey=True) as (figure, grid):
         for axes, (name, rows) in zip(grid[0], panels.items(), strict=True):
             for kind, colour, marker, belongs in kinds:
                 found = [row for row in rows if belongs(row["fire_rate"])]
@@ -245,5 +241,43 @@ def batch_norms_figure(panels: dict[str, Rows], path: Path, title: str) -> None:
             axes.set_ylim(bottom=SMALLEST)
             axes.legend(frameon=False, fontsize=8, loc="lower left", handletextpad=0.2)
         grid[0, 0].set_ylabel("Scale |γ|")
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        save(figure, path)
+
+
+def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
+    """What DS-Pruning decided in every run: a row of panels for each.
+
+    Args:
+        courses: label -> log (the controller's entries), steps (of the whole run), revived (units, in each epoch),
+            couplings (names), widths (left), dense_widths.
+    """
+    with canvas(len(courses), 3, (11.5, 2.5 * len(courses) + 0.4)) as (figure, grid):
+        for (label, course), (plan, groups, widths) in zip(courses.items(), grid, strict=True):
+            moments = [100 * entry["step"] / course["steps"] for entry in course["log"]]
+            ends = []
+            for name, colour, line in (("planned", QUIET, ":"), ("measured", COLOURS[0], "-")):
+                values = [100 * entry[name] for entry in course["log"]]
+                plan.plot(moments, values, color=colour, linestyle=line)
+                ends.append((values[-1], name, colour))
+            plan.set(xlabel="Training (%)", title=f"{label}: sparsity (%)", xlim=(0, moments[-1]))
+            label_ends(plan, ends)
+            ends = []
+            for index, name in enumerate(("chosen", "cut", "cut_dead_by_themselves")):
+                values = np.cumsum([entry[name] for entry in course["log"]])
+                groups.plot(moments, values, color=COLOURS[index], linestyle=LINES[index])
+                ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
+            epochs = 100 * np.arange(1, len(course["revived"]) + 1) / len(course["revived"])
+            seen = epochs <= moments[-1]
+            values = np.cumsum(course["revived"])[seen]
+            groups.plot(epochs[seen], values, color=COLOURS[3], linestyle=LINES[3])
+            ends.append((values[-1] if len(values) else 0, "units revived", COLOURS[3]))
+            groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
+            label_ends(groups, ends)
+            places = range(len(course["widths"]))
+            widths.bar(places, course["dense_widths"], color="#dddddd")
+            widths.bar(places, course["widths"], color=COLOURS[0])
+            widths.set(title="Channels left of each coupling", xticks=places, xticklabels=course["couplings"])
+            widths.tick_params(axis="x", rotation=90, labelsize=6)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)

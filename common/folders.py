@@ -10,7 +10,7 @@ import hashlib
 import os
 import signal
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -22,11 +22,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms import v2
 
 from common import data
-from common.settings import Interrupts, UserError
+from common.errors import UserError
+from common.process import Interrupts
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 RESIZED = 256 / 224  # the shorter side over the side of the centre crop
@@ -111,6 +110,8 @@ def images_in(folder: Path) -> list[tuple[bytes, int]]:
     """(path relative to the folder's parent, size in bytes) of every image in it, at any depth, sorted; hidden files,
     which some systems leave beside images, are none."""
 
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
     def stop(error: OSError):
         raise error
 
@@ -158,8 +159,10 @@ class Job:
 
 
 @cache
-def transform(size: int, augmentation: tuple[str, ...]) -> v2.Transform:
+def transform(size: int, augmentation: tuple[str, ...]) -> Callable[[Image.Image], Image.Image]:
     """PIL image of any size -> PIL image of size x size."""
+    from torchvision.transforms import v2
+
     centre = [v2.Resize(round(size * RESIZED)), v2.CenterCrop(size)]
     steps = [v2.RandomResizedCrop(size)] if "crop" in augmentation else centre
     return v2.Compose([*steps, v2.RandomHorizontalFlip()] if "flip" in augmentation else steps)

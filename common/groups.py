@@ -14,12 +14,15 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from common.models import ACTIVATION_TYPES, activation_layers, batch_norms
+
+if TYPE_CHECKING:
+    import torch_pruning as tp
 
 ALIVE, PADDING, GONE = 0, 1, 2  # a group's channels: in use; removed but still in the tensors; removed
 WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -355,6 +358,8 @@ def find_groups(model: nn.Module, image: Tensor) -> Groups:
 
 def _trace(probe: nn.Module, image: Tensor) -> tuple[list[Traced], dict[str, int]]:
     """Every coupling except the classes; and activation layer -> units."""
+    import torch_pruning as tp  # here, as most of those who import Groups trace nothing
+
     activations = activation_layers(probe)
     units: dict[str, int] = {}
     calls: Counter[str] = Counter()
@@ -391,12 +396,12 @@ def _trace(probe: nn.Module, image: Tensor) -> tuple[list[Traced], dict[str, int
     return couplings, units
 
 
-def _is_output(graph: tp.DependencyGraph, found: tp.Group) -> bool:
+def _is_output(graph: "tp.DependencyGraph", found: "tp.Group") -> bool:
     """Whether these channels reach the network's output: then they are the classes."""
     return any(not dep.target.outputs and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in found.items)
 
 
-def _is_gated(graph: tp.DependencyGraph, found: tp.Group) -> bool:
+def _is_gated(graph: "tp.DependencyGraph", found: "tp.Group") -> bool:
     """Whether every way from a layer of the coupling to one that reads it leads through an activation layer."""
     inside = {dep.target for dep, _ in found.items}
     readers = [dep.target for dep, _ in found.items if not graph.is_out_channel_pruning_fn(dep.handler)]
@@ -412,7 +417,7 @@ def _is_gated(graph: tp.DependencyGraph, found: tp.Group) -> bool:
     return True
 
 
-def _members(graph: tp.DependencyGraph, found: tp.Group, names: dict[nn.Module, str]) -> Iterator[Member]:
+def _members(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Module, str]) -> Iterator[Member]:
     for item in found.items:
         module = item.dep.target.module
         if isinstance(module, nn.Parameter):

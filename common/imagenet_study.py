@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from common import accumulation, distributed, folders, report
+from common import accumulation, distributed, environment, folders, report
 from common.results import exit_status
 from common.runs import write_csv, write_text
-from common.sparsity_study import COLUMNS, check, empty_row, finished, row_of, summary
+from common.sparsity_study import COLUMNS, empty_row, finished, row_of, summary
 from common.training import Callback, Training
 
 OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
@@ -68,7 +68,7 @@ def load(settings: SimpleNamespace) -> folders.Folder:
     """The images; prints how the processes share a step."""
     settings.dataset = settings.data_dir
     dataset = folders.load(settings)
-    ranks, passes = distributed.ranks(), settings.passes
+    ranks, passes = environment.ranks(), settings.passes
     print(
         f"{len(dataset.train):,} training and {len(dataset.test):,} test images of {len(dataset.classes):,} classes\n"
         f"a step: {settings.batch_size} images in all = {ranks} process{'es' * (ranks > 1)} x {passes} "
@@ -86,7 +86,6 @@ def own_row(settings, dataset, final: dict, reference: dict | None) -> dict:
 
 def study(settings: SimpleNamespace) -> int:
     """Trains every method at every sparsity, writes imagenet.csv, .md and .png; the exit status."""
-    check(settings)
     dataset = distributed.everywhere(lambda: load(settings))
     print(f"learning rate {settings.pruning_learning_rate:g}, {settings.schedule}")
     shared = {**accumulation.common_config(settings, dataset, "resnet50"), **constants(settings)}

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import distributed, units
+from common import distributed, environment, units
+from common.errors import RunFailed
 from common.groups import Groups
-from common.settings import Interrupts, RunFailed, is_out_of_memory, out_of_memory
+from common.process import Interrupts, is_out_of_memory, out_of_memory
 
 
 class Diverged(RunFailed):
@@ -23,7 +24,7 @@ def memory_watched() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if distributed.ranks() > 1 or not is_out_of_memory(error):
+        if environment.ranks() > 1 or not is_out_of_memory(error):
             raise
         raise RunFailed(out_of_memory(error)) from None
 
@@ -119,7 +120,7 @@ def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Te
         for number, (inputs, labels) in enumerate(batches(training.epoch)):
             first, last = number % training.passes == 0, (number + 1) % training.passes == 0
             training.labels = labels
-            training.examples = (0 if first else training.examples) + len(labels) * distributed.ranks()
+            training.examples = (0 if first else training.examples) + len(labels) * environment.ranks()
             network = training.network(last)
             with training.autocast():
                 training.logits = network(inputs)

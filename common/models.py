@@ -10,14 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-LEAKY_SLOPE = 0.05  # the paper's
+from common import names
+
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky-relu": partial(nn.LeakyReLU, LEAKY_SLOPE),
-    "swish": nn.SiLU,
+    name: partial(getattr(nn, kind), **arguments) for name, (kind, arguments) in names.ACTIVATIONS.items()
 }
 ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish)
-STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 and a max pool of stride 2
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -85,9 +83,9 @@ class ResNet(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        if stem not in STEMS or activation not in ACTIVATIONS:
+        if stem not in names.STEMS or activation not in ACTIVATIONS:
             raise ValueError(
-                f"stem {stem!r} takes {', '.join(STEMS)}; activation {activation!r}: {', '.join(ACTIVATIONS)}"
+                f"stem {stem!r} takes {', '.join(names.STEMS)}; activation {activation!r}: {', '.join(ACTIVATIONS)}"
             )
         act = ACTIVATIONS[activation]
         if stem == "imagenet":
@@ -151,11 +149,11 @@ def batch_norm_before(layer: str) -> str:
 
 def replace_activations(model: nn.Module, activation: str) -> int:
     """Put a new activation module in the place of every one the network has; returns how many were replaced."""
-    names = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ACTIVATION_TYPES)]
-    for name in names:
+    found = [n for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, ACTIVATION_TYPES)]
+    for name in found:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, ACTIVATIONS[activation]())
-    return len(names)
+    return len(found)
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

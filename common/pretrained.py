@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
+from common.errors import UserError
 from common.models import ResNet, resnet50
-from common.settings import UserError
 
 URL = ResNet50_Weights.IMAGENET1K_V1.url
 

@@ -1,19 +1,17 @@
-"""Tables and figures."""
+"""Tables and figures.
+
+Figures are made without pyplot, which would look for a screen; and what draws imports matplotlib itself, as every
+study imports this module before it trains.
+"""
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
-from matplotlib.colors import PowerNorm  # noqa: E402
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator  # noqa: E402
-from matplotlib.transforms import ScaledTranslation  # noqa: E402
-
-from common.runs import write  # noqa: E402
+from common.runs import write
 
 # Dark to light in grey print too; the line style tells them apart where colour cannot.
 COLOURS = ("#00204d", "#b2182b", "#35978f", "#d6a000", "#8073ac", "#7f3b08", "#4393c3", "#525252", "#de77ae")
@@ -36,11 +34,24 @@ Rows = list[dict]
 Series = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
+@contextmanager
+def canvas(lines: int, columns: int, size: tuple[float, float], style: dict = STYLE, **shared) -> Iterator[tuple]:
+    """A figure of `size` inches and its grid of axes [lines, columns], in our style as long as the context lasts.
+
+    shared: `sharex` and `sharey` of matplotlib's `subplots`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(style):
+        figure = Figure(size)
+        yield figure, figure.subplots(lines, columns, squeeze=False, **shared)
+
+
 def save(figure, path: Path) -> None:
-    """Writes the PNG in the place of `path` and closes the figure."""
+    """Writes the PNG in the place of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, lambda file: figure.savefig(file, format="png"))
-    pyplot.close(figure)
 
 
 def dataset_name(dataset: str) -> str:
@@ -73,6 +84,8 @@ def per_cent_of_units(name: str):
 
 def draw_lines(axes, lines: dict[str, Series], last_epoch: int) -> None:
     """One line a label, and a band of one standard deviation over seeds."""
+    from matplotlib.ticker import MaxNLocator
+
     for index, (epochs, mean, spread) in enumerate(lines.values()):
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
         axes.plot(epochs, mean, color=colour, linestyle=line, marker="o" if len(epochs) == 1 else None)
@@ -109,6 +122,8 @@ def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
 
 def label_points(axes, ends: list[tuple[float, float, str, str]]) -> None:
     """Writes (place, height, text, colour) in a column on the right, moved apart as above, and a line to each point."""
+    from matplotlib.transforms import ScaledTranslation
+
     place = max((end[0] for end in ends), default=None)
     beside = axes.transData + ScaledTranslation(12 / 72, 0, axes.figure.dpi_scale_trans)
     ends = sorted(ends, key=lambda end: end[1])
@@ -174,9 +189,8 @@ def epochs_figure(columns: dict[str, dict[str, Rows]], path: Path, title: str, p
     groups = [rows for lines in columns.values() for rows in lines.values()]
     references = [share for labels in published.values() for shares in labels.values() for share in shares]
     spans = [limits(panel, groups, references) for panel in range(len(PANELS))]
-    with pyplot.rc_context(STYLE):
-        shape, size = ((1, 3), (11.5, 3.2)) if len(columns) == 1 else ((3, len(columns)), (4.1 * len(columns), 7.2))
-        figure, grid = pyplot.subplots(*shape, figsize=size, squeeze=False)
+    shape, size = ((1, 3), (11.5, 3.2)) if len(columns) == 1 else ((3, len(columns)), (4.1 * len(columns), 7.2))
+    with canvas(*shape, size) as (figure, grid):
         for axes_of_column, (name, lines) in zip(grid if len(columns) == 1 else grid.T, columns.items(), strict=True):
             for panel, axes in enumerate(axes_of_column):
                 draw_panel(axes, panel, lines, spans[panel], published.get(name, {}))
@@ -192,11 +206,14 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
     Args:
         shares: label -> [epochs, layers], in [0, 1].
     """
-    with pyplot.rc_context({**STYLE, "axes.spines.top": True, "axes.spines.right": True}):
-        columns = min(len(shares), min((3, 4), key=lambda count: -len(shares) % count))  # fewest places left empty
-        lines = -(-len(shares) // columns)
-        size = (2.2 + 2.2 * columns, 0.6 + lines * (0.6 + 0.19 * len(layers)))
-        figure, grid = pyplot.subplots(lines, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    from matplotlib.colors import PowerNorm
+    from matplotlib.ticker import MaxNLocator
+
+    columns = min(len(shares), min((3, 4), key=lambda count: -len(shares) % count))  # fewest places left empty
+    lines = -(-len(shares) // columns)
+    size = (2.2 + 2.2 * columns, 0.6 + lines * (0.6 + 0.19 * len(layers)))
+    framed = {**STYLE, "axes.spines.top": True, "axes.spines.right": True}
+    with canvas(lines, columns, size, framed, sharex=True, sharey=True) as (figure, grid):
         for axes in grid.flat[len(shares) :]:
             axes.set_axis_off()
         for axes, (label, share) in zip(grid.flat, shares.items(), strict=False):
@@ -271,8 +288,7 @@ def tradeoff_figure(
         groups[row["method"]].append(row)
     dense = np.array([100 * row["test_accuracy"] for row in groups.pop("dense", [])])
     targets = {row["target"] for row in rows}
-    with pyplot.rc_context(STYLE):
-        figure, axes = pyplot.subplots(figsize=(6.4, 4.0))
+    with canvas(1, 1, (6.4, 4.0)) as (figure, ((axes,),)):
         ends = []  # (place, height, label, colour) of every line's right end
         ours_first = sorted(groups.items(), key=lambda item: item[0] != "ds-pruning")  # dark and solid
         for index, (method, group) in enumerate(ours_first):
@@ -295,6 +311,8 @@ def tradeoff_figure(
             ends.append((right, dense.mean(), "dense", "black"))
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         if wide:
+            from matplotlib.ticker import LogLocator, NullLocator
+
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
             axes.xaxis.set_major_formatter("{x:g}")
@@ -304,43 +322,4 @@ def tradeoff_figure(
         figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)
         if missed:
             figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
-        save(figure, path)
-
-
-def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
-    """What DS-Pruning decided in every run: a row of panels for each.
-
-    Args:
-        courses: label -> log (the controller's entries), steps (of the whole run), revived (units, in each epoch),
-            couplings (names), widths (left), dense_widths.
-    """
-    with pyplot.rc_context(STYLE):
-        figure, grid = pyplot.subplots(len(courses), 3, figsize=(11.5, 2.5 * len(courses) + 0.4), squeeze=False)
-        for (label, course), (plan, groups, widths) in zip(courses.items(), grid, strict=True):
-            moments = [100 * entry["step"] / course["steps"] for entry in course["log"]]
-            ends = []
-            for name, colour, line in (("planned", QUIET, ":"), ("measured", COLOURS[0], "-")):
-                values = [100 * entry[name] for entry in course["log"]]
-                plan.plot(moments, values, color=colour, linestyle=line)
-                ends.append((values[-1], name, colour))
-            plan.set(xlabel="Training (%)", title=f"{label}: sparsity (%)", xlim=(0, moments[-1]))
-            label_ends(plan, ends)
-            ends = []
-            for index, name in enumerate(("chosen", "cut", "cut_dead_by_themselves")):
-                values = np.cumsum([entry[name] for entry in course["log"]])
-                groups.plot(moments, values, color=COLOURS[index], linestyle=LINES[index])
-                ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
-            epochs = 100 * np.arange(1, len(course["revived"]) + 1) / len(course["revived"])
-            seen = epochs <= moments[-1]
-            values = np.cumsum(course["revived"])[seen]
-            groups.plot(epochs[seen], values, color=COLOURS[3], linestyle=LINES[3])
-            ends.append((values[-1] if len(values) else 0, "units revived", COLOURS[3]))
-            groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
-            label_ends(groups, ends)
-            places = range(len(course["widths"]))
-            widths.bar(places, course["dense_widths"], color="#dddddd")
-            widths.bar(places, course["widths"], color=COLOURS[0])
-            widths.set(title="Channels left of each coupling", xticks=places, xticklabels=course["couplings"])
-            widths.tick_params(axis="x", rotation=90, labelsize=6)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)

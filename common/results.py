@@ -4,8 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+from common.errors import UserError
 from common.runs import read_csv
-from common.settings import UserError
 
 
 def rows_to_extend(table: Path, made: dict, columns: list[str]) -> list[dict]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from common import distributed
-from common.settings import RunFailed, UserError
+from common.errors import RunFailed, UserError
 
 FORMAT = 1  # raised when the same constants come to mean another training
 

@@ -1,25 +1,22 @@
 """The constants at the top of a script: read, overridden by flags, completed by a protocol, checked before any work.
 
 A script's constant NAME is the flag --name, the comment behind it is the flag's help. What a constant may be is
-said here once for all scripts.
+said here once for all scripts. What can be checked without torch is checked before torch is imported.
 """
 
 import argparse
 import ast
-import ctypes
 import math
-import signal
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-
-from common import distributed
-from common.models import ACTIVATIONS, STEMS
+from common import environment, names
+from common.errors import UserError
+from common.pruning import METHODS, UNSTRUCTURED
 
 AUGMENTATIONS = ("crop", "flip", "cutout")
 CIFAR_RECIPE = {"stem": "cifar", "batch_size": 128, "schedule": "one-cycle", "weight_decay": 5e-4}
@@ -47,14 +44,6 @@ ABSENT = {
     "checkpoint_steps": 0,
     "pretrained": False,
 }
-
-
-class UserError(Exception):
-    """Something the user can mend. Its text is one line: what is wrong and what to do."""
-
-
-class RunFailed(UserError):
-    """One run that cannot be made or read: no reason to stop the others of a study."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +96,9 @@ KINDS = {
     "DEVICE": Kind(str, lambda v: v != "", "auto, cpu, cuda or cuda:N"),
     "PRECISION": one_of("auto", "bf16", "fp32"),
     "SEEDS": number(lambda v: v >= 0, "whole numbers >= 0", whole, several=True),
-    "ACTIVATION": one_of(*ACTIVATIONS),
+    "ACTIVATION": one_of(*names.ACTIVATIONS),
     "WIDTH": COUNT,
-    "STEM": one_of(*STEMS),
+    "STEM": one_of(*names.STEMS),
     "EPOCHS": COUNT,
     "BATCH_SIZE": number(lambda v: v > 1, "a whole number > 1 (batch norm needs two examples)", whole),
     "BATCH_SIZES": number(lambda v: v > 1, "whole numbers > 1 (batch norm needs two examples)", whole, several=True),
@@ -121,7 +110,7 @@ KINDS = {
     "NOISE_STD": FROM_ZERO,
     "REGULARIZATION": number(lambda v: v >= 0, "numbers >= 0", several=True),
     "REGULARIZATIONS": number(lambda v: v >= 0, "numbers >= 0", several=True),
-    "METHODS": Kind(str, lambda v: v != "", "names of methods", several=True),
+    "METHODS": Kind(str, lambda v: v in METHODS, "any of " + ", ".join(METHODS), several=True),
     "SPARSITIES": number(lambda v: 0 <= v < 1, "numbers in [0, 1)", several=True),
     "PRUNING_LEARNING_RATE": POSITIVE,
     "WARMUP": number(lambda v: 0 <= v < 1, "a number in [0, 1), a share of training"),
@@ -166,6 +155,12 @@ def check_one(name: str, kind: Kind, value):
     return read
 
 
+def reader(name: str, kind: Kind | None = None) -> Callable:
+    """What argparse calls with a flag of a command that is no script: it takes what the constant `name` takes, one
+    value of them, or what `kind` says."""
+    return partial(check_one, name, kind or KINDS[name])
+
+
 def constants_of(script: Path) -> dict[str, str]:
     """NAME -> the comment behind it, for every constant at the top level of a script, in order."""
     lines = script.read_text().splitlines()
@@ -177,8 +172,14 @@ def constants_of(script: Path) -> dict[str, str]:
 
 
 class Parser(argparse.ArgumentParser):
+    """Flags without abbreviations, whose mistakes are a UserError."""
+
+    def __init__(self, doc: str, name: str | None = None):
+        form = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=name, description=doc, allow_abbrev=False, formatter_class=form)
+
     def error(self, message: str):
-        raise UserError(f"{message}; --help lists every constant")
+        raise UserError(f"{message}; --help lists all flags")
 
 
 def shown(value, settled_by: str) -> str:
@@ -189,9 +190,7 @@ def shown(value, settled_by: str) -> str:
 
 def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) -> dict:
     """Lower-case name -> value: the script's constants with the flags' values in their place."""
-    parser = Parser(
-        prog=script.name, description=doc, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(doc, script.name)
     comments = constants_of(script)
     by_study = {name for values in constants.get("BY_STUDY", {}).values() for name in values}
     for name, comment in comments.items():
@@ -205,40 +204,6 @@ def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) 
     return {name.lower(): value for name, value in vars(parser.parse_args(arguments)).items()}
 
 
-def pick_device(name: str) -> torch.device:
-    """Of several processes on a machine, each gets a CUDA device of its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"DEVICE: got {name!r}, takes {KINDS['DEVICE'].takes}")
-    if device.type == "cuda" and distributed.ranks() > 1:
-        if device.index is not None or distributed.processes_here() > torch.cuda.device_count():
-            raise UserError(
-                f"DEVICE: got {name!r} for {distributed.processes_here()} processes on a machine where torch sees "
-                f"{torch.cuda.device_count()} CUDA devices; takes auto, cpu or cuda, and as many processes as devices"
-            )
-        return torch.device("cuda", distributed.local_rank())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; takes auto, cpu"
-        )
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """bf16 where the hardware computes it (elsewhere it is emulated, slowly), fp32 otherwise."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if native() else "fp32"
-
-
 def folder_for(name: str, path: Path) -> Path:
     """Makes the folder and proves that a file can be written into it; others may prove the same at the same time."""
     try:
@@ -249,13 +214,30 @@ def folder_for(name: str, path: Path) -> Path:
     return path
 
 
+def check_study(settings: SimpleNamespace) -> None:
+    """Raises UserError for constants that are right one by one and cannot be together, or not in this study."""
+    if settings.study == "neuron-sparsity":
+        for method in settings.methods:
+            if method in UNSTRUCTURED:
+                raise UserError(
+                    f"METHODS: got {method!r}, which removes single weights and no units; takes any of "
+                    f"{', '.join(m for m in METHODS if m not in UNSTRUCTURED)}, or STUDY weight-sparsity"
+                )
+    if hasattr(settings, "settle") and settings.warmup >= settings.settle:
+        raise UserError(f"SETTLE: got {settings.settle:g}, takes a moment after WARMUP, {settings.warmup:g}")
+    if settings.study in names.MEASURES and len(settings.regularization) > 1:
+        raise UserError(f"REGULARIZATION: got {len(settings.regularization)} values, takes one in a sparsity study")
+    if settings.study == "regularization" and settings.regularization is not None:
+        raise UserError("REGULARIZATION: not used in the study regularization, which takes REGULARIZATIONS")
+
+
 def passes_of(batch_size: int, micro_batch: int) -> int:
     """How many forward passes of each process make a step.
 
     Raises:
         UserError: when the processes cannot share a batch equally.
     """
-    ranks = distributed.ranks()
+    ranks = environment.ranks()
     at_once = ranks * micro_batch if micro_batch else ranks
     if batch_size % at_once or batch_size // at_once * max(micro_batch, 1) < 2:
         of = f" in passes of MICRO_BATCH {micro_batch}" if micro_batch else ""
@@ -265,6 +247,36 @@ def passes_of(batch_size: int, micro_batch: int) -> int:
             f"takes a multiple of {at_once}, {least} or more"
         )
     return batch_size // at_once if micro_batch else 1
+
+
+def given(script_globals: dict, studies: tuple[str, ...], arguments: list[str] | None) -> dict:
+    """Lower-case name -> value of every constant, for None the study's; checked, as far as it goes without a device.
+
+    Raises:
+        UserError: for the first constant that is wrong.
+    """
+    values = parse(Path(script_globals["__file__"]), script_globals["__doc__"], script_globals, arguments)
+    values = {name: value if value is None else check(name.upper(), value) for name, value in values.items()}
+    if values["study"] not in studies:
+        raise UserError(f"STUDY: got {values['study']!r}, takes one of {', '.join(studies)}")
+    for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
+        if values[name.lower()] is None:
+            values[name.lower()] = check(name, value)
+    check_study(SimpleNamespace(**values))
+    values = ABSENT | values
+    if values["batch_size"] is not None:  # else the protocol has one, which may go by the device
+        passes_of(values["batch_size"], values["micro_batch"])
+    return values
+
+
+def follow_protocol(values: dict) -> None:
+    """Settles what is still None, in place; `auto` is settled by the dataset and the device."""
+    if values.get("protocol") == "auto":
+        by_device = {"cuda": "gpu"}.get(values["device"].type, "cpu")
+        values["protocol"] = "quick" if values["dataset"] == "digits" else by_device
+    for name, value in PROTOCOLS.get(values.get("protocol"), {}).items():
+        if values[name] is None:
+            values[name] = value
 
 
 def read(
@@ -288,108 +300,19 @@ def read(
         UserError: for the first constant that is wrong; nothing has been computed then.
     """
     script = Path(script_globals["__file__"])
-    if distributed.ranks() > 1 and not processes:
+    if environment.ranks() > 1 and not processes:
         raise UserError(f"{script.name} is for one process: start it without torchrun (Imagenet.py runs in several)")
-    values = parse(script, script_globals["__doc__"], script_globals, arguments)
-    values = {name: value if value is None else check(name.upper(), value) for name, value in values.items()}
-    if values["study"] not in studies:
-        raise UserError(f"STUDY: got {values['study']!r}, takes one of {', '.join(studies)}")
-    for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
-        if values[name.lower()] is None:
-            values[name.lower()] = check(name, value)
-    values["device"] = pick_device(values["device"])
-    values["precision"] = pick_precision(values["precision"], values["device"])
-    if values.get("protocol") == "auto":
-        by_device = {"cuda": "gpu"}.get(values["device"].type, "cpu")
-        values["protocol"] = "quick" if values["dataset"] == "digits" else by_device
-    for name, value in PROTOCOLS.get(values.get("protocol"), {}).items():
-        if values[name] is None:
-            values[name] = value
-    values = ABSENT | values
+    values = given(script_globals, studies, arguments)
+    from common import devices, distributed  # which import torch
+
+    values["device"] = devices.pick(values["device"])
+    values["precision"] = devices.pick_precision(values["precision"], values["device"])
+    follow_protocol(values)
     values["passes"] = passes_of(values["batch_size"], values["micro_batch"])
-    values["per_pass"] = values["batch_size"] // (values["passes"] * distributed.ranks())
+    values["per_pass"] = values["batch_size"] // (values["passes"] * environment.ranks())
     distributed.join(values["device"])
     for name in ("output_dir", "run_dir"):
         folder = Path(values[name])
         distributed.by_first(lambda name=name, folder=folder: folder_for(name.upper(), folder))
         values[name] = folder
     return SimpleNamespace(script=script.stem, **values)
-
-
-class Interrupts:
-    """Ctrl-C, remembered: a KeyboardInterrupt that is raised where Python ignores exceptions (while an object is
-    finalised, say) would be lost, so the training loop asks after every step."""
-
-    seen = False
-
-    @classmethod
-    def note(cls, *_):
-        cls.seen = True
-        raise KeyboardInterrupt
-
-    @classmethod
-    def check(cls):
-        if cls.seen:
-            raise KeyboardInterrupt
-
-
-def keep_freed_memory() -> None:
-    """What a step frees stays with the process for the next step, where the C library is glibc.
-
-    Given back and fetched again, page by page, it takes a tenth of a step at width 16 on a CPU.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # as mallopt numbers them
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(mmap_threshold, 32 * 2**20)  # the largest that it takes
-        mallopt(trim_threshold, 2**31 - 1)
-
-
-def run(main: Callable[[], int | None]) -> int:
-    """Calls a script's `main` and returns its exit status: 2 and one line for a mistake that the user can mend."""
-    keep_freed_memory()
-    Interrupts.seen = False
-    before = signal.signal(signal.SIGINT, Interrupts.note)
-    try:
-        status = report_errors(main)
-        distributed.leave(status)
-        return status
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-REFUSED = "can't allocate memory"  # in torch's plain RuntimeError on a CPU
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or REFUSED in str(error)
-
-
-def out_of_memory(error: RuntimeError) -> str:
-    text = str(error)
-    reason = text[max(text.find(REFUSED), 0) :].split(". ")[0]
-    return f"out of memory ({reason}); lower BATCH_SIZE or WIDTH"
-
-
-def report_errors(main: Callable[[], int | None]) -> int:
-    """What went wrong, as one line."""
-    try:
-        return main() or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            line = out_of_memory(error)
-        elif distributed.is_lost(error):
-            line = "another process of this run has ended; its own line says why"
-        else:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130

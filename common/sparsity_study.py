@@ -12,14 +12,16 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from common import accumulation, comparison, data, report, saved, sparsity
+from common import accumulation, comparison, data, figures, report, saved, sparsity
+from common.errors import RunFailed
 from common.gradients import BatchNormPull
 from common.models import build
-from common.pruning import METHODS, NEEDS, UNSTRUCTURED, Constants, Task
-from common.pruning.task import Unreachable
+from common.names import MEASURES, SPARSITY
+from common.pruning import METHODS, NEEDS
+from common.pruning.ds_pruning import Constants
+from common.pruning.task import Task, Unreachable
 from common.results import exit_status, rows_to_extend
 from common.runs import Run, write_csv, write_text
-from common.settings import RunFailed, UserError
 from common.training import Callback, Training, fit
 
 COLUMNS = [
@@ -41,8 +43,6 @@ COLUMNS = [
     "device",
     "seconds",
 ]
-STUDIES = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
-MEASURES = {**STUDIES, "imagenet": "weight"}
 MULTIPLE = {"cpu": 16, "cuda": 8}  # channel counts that the kernels of a device like
 
 
@@ -66,22 +66,6 @@ class Cost(Callback):
 
     def restore(self, training: Training, state: dict):
         self.flops = state["flops"]
-
-
-def check(settings: SimpleNamespace) -> None:
-    """Raises UserError for a method or moment that cannot be."""
-    for method in settings.methods:
-        if method not in METHODS:
-            raise UserError(f"METHODS: got {method!r}, takes any of {', '.join(METHODS)}")
-        if settings.study == "neuron-sparsity" and method in UNSTRUCTURED:
-            raise UserError(
-                f"METHODS: got {method!r}, which removes single weights and no units; takes any of "
-                f"{', '.join(m for m in METHODS if m not in UNSTRUCTURED)}, or STUDY weight-sparsity"
-            )
-    if settings.warmup >= settings.settle:
-        raise UserError(f"SETTLE: got {settings.settle:g}, takes a moment after WARMUP, {settings.warmup:g}")
-    if len(settings.regularization) > 1:
-        raise UserError(f"REGULARIZATION: got {len(settings.regularization)} values, takes one in a sparsity study")
 
 
 def train_one(settings, dataset, shared: dict, method: str, target: float, seed: int, more: Sequence = ()) -> dict:
@@ -213,7 +197,7 @@ PAPER_TARGETS = {
 
 def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
-    kind, title = STUDIES[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
+    kind, title = SPARSITY[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
     published = {}
     if settings.dataset == "cifar10" and (settings.script, settings.study) in PAPER:
@@ -226,12 +210,12 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
     axis = "Inference FLOPs (% of dense)"
     report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
     if courses:
-        report.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
+        figures.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
     return paths if courses else paths[:2]
 
 
 def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
-    """What `report.course_figure` shows of a DS-Pruning run."""
+    """What `figures.course_figure` shows of a DS-Pruning run."""
     found = {name: final["DSPruning"][name] for name in ("log", "couplings", "widths", "dense_widths")}
     steps = settings.epochs * dataset.steps_per_epoch(settings.batch_size)
     return {**found, "steps": steps, "revived": [row["revived_units"] or 0 for row in final["rows"]]}
@@ -271,7 +255,6 @@ def finished(
 def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     """Trains every method at every sparsity, writes the CSV after each and the figures at the end, prints a table; the
     exit status."""
-    check(settings)
     dataset = data.load(settings)
     shared = accumulation.common_config(settings, dataset, network)
     shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": settings.hold_out}

@@ -9,12 +9,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from common import accumulation, data, death, figures, report, trends
+from common.errors import RunFailed, UserError
+from common.names import SWEEPS
 from common.results import exit_status, rows_to_extend
 from common.runs import read_csv, write_csv, write_text
-from common.settings import RunFailed, UserError
 
-# study -> the column that is swept
-STUDIES = {"batch-size": "batch_size", "learning-rate": "learning_rate", "regularization": "regularization"}
 # What tells the runs of a table apart; footing: at equal `epochs` or at equal `steps`.
 IDENTITY = ["footing", "batch_size", "learning_rate", "regularization", "seed"]
 COLUMNS = [
@@ -76,12 +75,10 @@ def plan(settings: SimpleNamespace) -> list[dict]:
 
 
 def check(settings: SimpleNamespace, dataset: data.Dataset) -> None:
-    """Raises UserError for a value that cannot be swept, naming it."""
+    """Raises UserError for a batch size that the dataset is too small for."""
     for size in settings.batch_sizes if settings.study == "batch-size" else ():
         if size > len(dataset.train):
             raise UserError(f"BATCH_SIZES: got {size}, takes at most the {len(dataset.train)} training images")
-    if settings.study == "regularization" and settings.regularization is not None:
-        raise UserError("REGULARIZATION: not used in the study regularization, which takes REGULARIZATIONS")
 
 
 def train_one(settings: SimpleNamespace, dataset: data.Dataset, shared: dict, point: dict) -> dict:
@@ -169,14 +166,14 @@ def trend_table(study: str, rows: list[dict]) -> list[dict]:
     for footing, group in accumulation.grouped(rows, lambda row: row["footing"]).items():
         for line, runs in accumulation.grouped(group, lambda row: line_name(row, study, rows)).items():
             for name, value in figures.PANELS:
-                points = [(row[STUDIES[study]], row["seed"], value(row)) for row in runs]
+                points = [(row[SWEEPS[study]], row["seed"], value(row)) for row in runs]
                 table.append({"equal": footing, "line": line or "-", "quantity": name, **trends.trend(points)})
     return table
 
 
 def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder: Path) -> list[Path]:
     """<study>.png and, where units died at equal epochs, <study>-layers.png and <study>-returns.png; their paths."""
-    study, swept = settings.study, STUDIES[settings.study]
+    study, swept = settings.study, SWEEPS[settings.study]
     title = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     paths = [folder / f"{study}{ending}.png" for ending in Tables.ENDINGS]
     published = PUBLISHED[study] if settings.dataset == "cifar10" else {}
@@ -250,7 +247,7 @@ def study(settings: SimpleNamespace) -> int:
         try:
             final = train_one(settings, dataset, shared, point)
         except RunFailed as error:
-            values = f"{settings.study} {figures.short(point[STUDIES[settings.study]])}"
+            values = f"{settings.study} {figures.short(point[SWEEPS[settings.study]])}"
             label = accumulation.label(point["learning_rate"], point["regularization"], point["seed"])
             failures.append(f"{values} at equal {point['footing']}, {label}: {error}")
             print(f"error: {failures[-1]}", file=sys.stderr)

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from common import data, distributed, units
+from common import data, distributed, environment, units
+from common.errors import UserError
 from common.groups import find_groups
 from common.loop import Callback, Diverged, Training, memory_watched, sgd, train
 from common.models import build
-from common.pretrained import load_weights
 from common.runs import Run
-from common.settings import UserError
 
 
 class Scores(NamedTuple):
@@ -39,7 +38,7 @@ def evaluate(training: Training, dataset: data.Dataset) -> Scores:
     sums = torch.zeros(4, dtype=torch.float64, device=training.device)
 
     def own_share():
-        for inputs, labels in dataset.evaluation_batches(distributed.rank(), distributed.ranks()):
+        for inputs, labels in dataset.evaluation_batches(environment.rank(), environment.ranks()):
             with training.autocast():
                 logits = training.model(inputs)
             best = logits.topk(min(5, logits.shape[1])).indices
@@ -91,7 +90,7 @@ class Meters(Callback):
         elif not self.copied.query():
             return None
         seen = self.copy.tolist()
-        if seen[2] and distributed.ranks() == 1:  # of several processes, none may stop alone
+        if seen[2] and environment.ranks() == 1:  # of several processes, none may stop alone
             self.check(seen, training)
         if self.copied is not None:
             self.copy.copy_(self.sums, non_blocking=True)
@@ -102,7 +101,7 @@ class Meters(Callback):
     def check(sums: list[float], training: Training, epochs_done: int = 0) -> None:
         *_, passes, finite = sums
         if finite < passes:
-            step = int(finite / (training.passes * distributed.ranks())) + 1
+            step = int(finite / (training.passes * environment.ranks())) + 1
             raise Diverged(
                 f"the loss is not finite in epoch {training.epoch + 1 - epochs_done}, step {step}; lower the learning "
                 "rate, the noise or the regularization (the last checkpoint is kept)"
@@ -127,7 +126,7 @@ class Meters(Callback):
 
     def restore(self, training: Training, state: dict):
         self.started = time.perf_counter() - state["seconds"]
-        if distributed.rank() == 0:
+        if environment.rank() == 0:
             self.sums.copy_(state["sums"])
 
 
@@ -216,7 +215,7 @@ class Agreement(Callback):
         self.compare(training)
 
     def compare(self, training: Training):
-        if distributed.ranks() == 1:
+        if environment.ranks() == 1:
             return
         known = training.groups.version if training.groups else 0, training.masks
         if self.known is None or known[0] != self.known[0] or known[1] is not self.known[1]:
@@ -308,7 +307,7 @@ class Progress(Callback):
             unit_scale=True,
             leave=False,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty() or distributed.rank() > 0,
+            disable=not sys.stderr.isatty() or environment.rank() > 0,
         )
         self.dead, self.looked = "?", 0.0
 
@@ -346,6 +345,8 @@ def start(settings, dataset: data.Dataset, network: dict, learning_rate: float, 
     torch.manual_seed(seed)
     model = build(network)
     if settings.pretrained:
+        from common.pretrained import load_weights  # which imports torchvision
+
         distributed.by_first(lambda: load_weights(model))
     model.to(settings.device, memory_format=torch.channels_last)
     distributed.share_state(model)
@@ -407,7 +408,7 @@ def fit(
         examples = min(len(dataset.train), training.steps_per_epoch * settings.batch_size)
         progress = Progress(run.label, training, meters, examples)
         callbacks = [meters, *extra, watching, Agreement(), Testing(dataset), keeping, progress]
-        process = distributed.rank(), distributed.ranks()
+        process = environment.rank(), environment.ranks()
 
         def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
             done, whole = (steps * training.passes for steps in (training.step, training.steps_per_epoch))

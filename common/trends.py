@@ -3,7 +3,6 @@
 from collections import defaultdict
 
 import numpy as np
-from scipy import stats
 
 LEAST = 3  # values of the swept constant that a trend takes
 NOTE = """
@@ -41,6 +40,8 @@ def trend(points: list[tuple[float, int, float | None]]) -> dict:
     found = {"seeds": len(measured), **dict.fromkeys(("correlation", "low", "high", "p"))}
     if not len(measured) or len(values) < LEAST or not np.ptp(measured, axis=1).any():
         return found
+    from scipy import stats  # here, as a study imports this module before it trains
+
     each = np.array([stats.spearmanr(values, row).statistic if np.ptp(row) else 0.0 for row in measured])
     found["correlation"] = float(each.mean())
     if len(each) < 2:

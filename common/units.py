@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from common import distributed
+from common import distributed, environment
 from common.groups import Groups
 from common.models import activation_layers, units
 
@@ -179,7 +179,7 @@ class UnitWatch:
         self.fired.copy_(part["fired"])
         self.silent.copy_(part["silent"])
         self.batches = part["batches"]
-        pairs = part["pairs"].tolist() if distributed.rank() == 0 else [0] * len(self.layers)
+        pairs = part["pairs"].tolist() if environment.rank() == 0 else [0] * len(self.layers)
         self.pairs = dict(zip(self.layers, pairs, strict=True))
 
     def close(self):

@@ -26,7 +26,7 @@ def script_module(name: str):
 @pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
     """call("Resnet18", "--epochs 2 ...") -> (exit status, output, error lines), on the digits unless told otherwise."""
-    from common import settings
+    from common import process
 
     def run(script: str, flags: str = "", **places) -> tuple[int, str, str]:
         images = {} if script == "Imagenet" else {"dataset": "digits"}
@@ -34,7 +34,7 @@ def call(tmp_path, capsys, monkeypatch):
         given = [text for name, value in places.items() for text in ("--" + name.replace("_", "-"), str(value))]
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *given, *flags.split()])
         capsys.readouterr()
-        status = settings.run(script_module(script).main)
+        status = process.run(script_module(script).main)
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

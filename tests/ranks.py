@@ -14,12 +14,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import distributed, folders, runs, settings, training  # noqa: E402
+from common import distributed, environment, folders, process, runs, training  # noqa: E402
+from common.errors import UserError  # noqa: E402
 from common.groups import Groups  # noqa: E402
 from common.pruning.sparse import Masked  # noqa: E402
 from tests.conftest import script_module  # noqa: E402
 
-RANK = distributed.rank()
+RANK = environment.rank()
 
 
 def cuts_one_fewer(patch):
@@ -58,7 +59,7 @@ def cannot_read(patch):
 
 def cannot_write(patch):
     def full(path, save):
-        raise settings.UserError(f"could not write {path.name} (No space left on device)")
+        raise UserError(f"could not write {path.name} (No space left on device)")
 
     patch.setattr(runs, "write", full if RANK == 0 else runs.write)
 
@@ -89,7 +90,7 @@ def outcome(case: dict) -> list:
         for spoil in SPOILS:
             if spoil.__name__ == case.get("spoil"):
                 spoil(patch)
-        status = settings.run(script_module(case["script"]).main)
+        status = process.run(script_module(case["script"]).main)
     return [status, error.getvalue()]
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from common import runs
 from common.accumulation import COLUMNS
-from common.settings import UserError
+from common.errors import UserError
 from tests.conftest import ROOT
 from tests.test_data import save_images
 
@@ -183,7 +183,7 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
 
 
 def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_path, monkeypatch):
-    from common import data, settings
+    from common import data, process
 
     honest = data.Dataset.batches
 
@@ -191,7 +191,7 @@ def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_
         for number, batch in enumerate(honest(*arguments)):
             if number == 3 and arguments[3] == 1:
                 with contextlib.suppress(KeyboardInterrupt):
-                    settings.Interrupts.note()
+                    process.Interrupts.note()
             yield batch
 
     monkeypatch.setattr(data.Dataset, "batches", losing)

@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 from torchvision.transforms import functional as reference
 
 from common import data
-from common.settings import UserError
+from common.errors import UserError
 
 SIZE, BORDER = 8, 1
 LIKELY = 1e-4  # a right sampler fails one test in ten thousand, and these have fixed seeds

@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from common import folders
-from common.settings import UserError
+from common.errors import UserError
 
 SIZE, BATCH = 32, 8
 BOTH = ("crop", "flip")

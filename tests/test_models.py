@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch import nn
 
-from common import models
+from common import models, names
 
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -17,7 +17,7 @@ def test_torchvision_weights_load_and_give_the_same_logits(name):
     assert torch.equal(network(IMAGES), reference(IMAGES))
 
 
-@pytest.mark.parametrize("stem", models.STEMS)
+@pytest.mark.parametrize("stem", names.STEMS)
 @pytest.mark.parametrize("width", [3, 8, 13])
 def test_any_width_and_both_stems_take_small_and_large_images(stem, width):
     network = models.resnet18(7, channels=1, width=width, stem=stem).eval()

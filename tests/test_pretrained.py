@@ -7,7 +7,7 @@ import torch
 import torchvision
 
 from common import models, pretrained
-from common.settings import UserError
+from common.errors import UserError
 
 NAME = "resnet50-0676ba61.pth"
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

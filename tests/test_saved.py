@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from common import export, settings
+from common import export, process
+from common.errors import UserError
 from common.groups import find_groups
-from common.models import ACTIVATIONS, STEMS, batch_norms, build
+from common.models import ACTIVATIONS, batch_norms, build
+from common.names import STEMS
 from common.saved import load_network
-from common.settings import UserError
 from tests.conftest import ROOT
 from tests.test_settings import assert_refused
 
@@ -74,7 +75,7 @@ def run_python(arguments: list[str], folder: Path, **variables) -> subprocess.Co
 
 
 def exported(*arguments) -> int:
-    return settings.run(lambda: export.main([str(argument) for argument in arguments]))
+    return process.run(lambda: export.main([str(argument) for argument in arguments]))
 
 
 LOAD = """

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from common import settings
+from common.errors import UserError
 from common.settings import folder_for
 from tests.conftest import script_module
 
@@ -81,17 +83,13 @@ def test_runs_that_start_at_the_same_moment_share_a_folder(tmp_path):
 
 
 def test_a_wrong_constant_in_the_script_itself_is_named(monkeypatch, capsys):
-    from common import settings
-
     module = script_module("Resnet18")
     module.LEARNING_RATES = "0.1, 0.2"
-    with pytest.raises(settings.UserError, match="LEARNING_RATES: got '0.1, 0.2', takes numbers > 0"):
+    with pytest.raises(UserError, match="LEARNING_RATES: got '0.1, 0.2', takes numbers > 0"):
         settings.read(vars(module), ("accumulation",), [])
 
 
 def read(script, *flags, tmp_path):
-    from common import settings
-
     places = ["--output-dir", str(tmp_path), "--run-dir", str(tmp_path)]
     return settings.read(vars(script_module(script)), ("accumulation",), [*places, *flags])
 
@@ -144,7 +142,7 @@ def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, sc
 
 MEASURE = """
 import ctypes, sys
-from common.settings import keep_freed_memory
+from common.process import keep_freed_memory
 
 class Mallinfo(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"

@@ -5,7 +5,7 @@ import fcntl
 import numpy as np
 from matplotlib.text import Text
 
-from common import report, sparsity_study
+from common import figures, names, sparsity_study
 from common.runs import read_csv
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
@@ -77,7 +77,7 @@ def test_both_studies_share_the_dense_run(call, tmp_path):
     assert trained == ["dense", "random", "random"]
     accuracies = [
         [row["test_accuracy"] for row in read_csv(tmp_path / f"out/Resnet18/{study}.csv") if row["method"] == "dense"]
-        for study in sparsity_study.STUDIES
+        for study in names.SPARSITY
     ]
     assert accuracies[0] == accuracies[1]
 
@@ -89,8 +89,8 @@ def test_the_course_of_a_run_shows_all_that_was_decided_and_what_came_back(tmp_p
     ]
     course = {"log": log, "steps": 100, "revived": [0, 0, 3, 0, 1], "couplings": ["stem"], "widths": [3]}
     drawn = []
-    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
-    report.course_figure({"80%": {**course, "dense_widths": [8]}}, tmp_path / "course.png", "x")
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    figures.course_figure({"80%": {**course, "dense_widths": [8]}}, tmp_path / "course.png", "x")
     texts = {text.get_text() for text in drawn[0].findobj(Text)}
     assert {"planned", "measured", "chosen", "cut", "dead by themselves", "units revived", "stem"} <= texts
     lines = [line.get_xydata() for line in drawn[0].axes[1].get_lines()[:4]]

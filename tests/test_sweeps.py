@@ -8,7 +8,7 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from common import accumulation, figures, report, runs, sweeps, training
+from common import accumulation, figures, names, report, runs, sweeps, training
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -45,7 +45,7 @@ def test_a_sweep_leaves_a_row_a_run_a_figure_and_what_it_was_made_of(call, tmp_p
     assert (status, error) == (0, "")
     folder = tmp_path / "out" / "Resnet18"
     rows = read_csv(folder / f"{study}.csv")
-    column = sweeps.STUDIES[study]
+    column = names.SWEEPS[study]
     assert list(rows[0]) == sweeps.COLUMNS
     assert {*DOCUMENTED, column} <= set(sweeps.COLUMNS)
     assert [row[column] for row in rows if row["footing"] == "epochs"] == values
@@ -75,12 +75,12 @@ def test_the_study_settles_what_the_script_leaves_open_and_a_flag_wins(
 
     places = ["--output-dir", str(tmp_path), "--run-dir", str(tmp_path), "--study", study]
     module = script_module("Resnet18")
-    found = settings.read(vars(module), tuple(module.STUDIES), places)
+    found = settings.read(vars(module), module.STUDIES, places)
     assert (found.learning_rates, found.regularization) == (rates, strengths)
-    if study in sweeps.STUDIES:
+    if study in names.SWEEPS:
         assert len(sweeps.plan(found)) == runs_of_a_seed
         assert {0.0, 9e-8, 9e-7, 9e-6, 9e-5} < set(found.regularizations)
-    assert settings.read(vars(module), tuple(module.STUDIES), [*places, "--learning-rates", "3"]).learning_rates == (3,)
+    assert settings.read(vars(module), module.STUDIES, [*places, "--learning-rates", "3"]).learning_rates == (3,)
 
 
 def test_batch_sizes_are_compared_at_equal_epochs_and_at_equal_steps(call, tmp_path):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from common import gradients, training
-from common.settings import UserError
+from common.errors import UserError
 
 
 def small(seed=0):

@@ -1,36 +1,35 @@
-"""Pruning methods. Each is a function from a task to the callbacks that prune while the loop trains."""
+"""Pruning methods. Each is a function from a `Task` to the callbacks that prune while the loop trains.
+
+The table names them all and imports none before it is called, so that a wrong name is told without torch.
+"""
 
 from collections.abc import Callable
+from importlib import import_module
 
-from common.pruning.ds_pruning import Constants, DSPruning
-from common.pruning.scores import ROUNDS, AtEarlyEpoch, AtStart, Gradually, cropit, halving, magnitude, snap
-from common.pruning.shapes import RandomAtStart, ShapeFromScratch
-from common.pruning.sparse import (
-    Masked,
-    everything,
-    grow_at_random,
-    grow_by_gradient,
-    most_salient,
-    random_by_layer,
-    shrink,
-)
-from common.pruning.task import Task
-from common.training import Callback
 
-METHODS: dict[str, Callable[[Task], list[Callback]]] = {
+def later(module: str, make: Callable) -> Callable:
+    """A method that `make` makes of the task and of the module of this package that has its parts."""
+    return lambda task: make(task, import_module(f"{__name__}.{module}"))
+
+
+METHODS: dict[str, Callable] = {
     "dense": lambda task: [],
-    "random": lambda task: [RandomAtStart(task)],
-    "scratch": lambda task: [ShapeFromScratch(task)],
-    "ds-pruning": lambda task: [DSPruning(task, Constants.of(task.settings, task.measure))],
-    "magnitude": lambda task: [Gradually(task, magnitude)],
-    "snap": lambda task: [AtStart(task, snap, [task.target])],
-    "cropit-s": lambda task: [AtStart(task, cropit, halving(task.target, ROUNDS))],
-    "earlysnap": lambda task: [AtEarlyEpoch(task, snap)],
-    "earlycrop-s": lambda task: [AtEarlyEpoch(task, cropit)],
-    "magnitude-unstructured": lambda task: [Masked(task, everything, shrink)],
-    "saliency": lambda task: [Masked(task, most_salient)],
-    "set": lambda task: [Masked(task, random_by_layer, grow_at_random)],
-    "rigl": lambda task: [Masked(task, random_by_layer, grow_by_gradient)],
+    "random": later("shapes", lambda task, own: [own.RandomAtStart(task)]),
+    "scratch": later("shapes", lambda task, own: [own.ShapeFromScratch(task)]),
+    "ds-pruning": later(
+        "ds_pruning", lambda task, own: [own.DSPruning(task, own.Constants.of(task.settings, task.measure))]
+    ),
+    "magnitude": later("scores", lambda task, own: [own.Gradually(task, own.magnitude)]),
+    "snap": later("scores", lambda task, own: [own.AtStart(task, own.snap, [task.target])]),
+    "cropit-s": later(
+        "scores", lambda task, own: [own.AtStart(task, own.cropit, own.halving(task.target, own.ROUNDS))]
+    ),
+    "earlysnap": later("scores", lambda task, own: [own.AtEarlyEpoch(task, own.snap)]),
+    "earlycrop-s": later("scores", lambda task, own: [own.AtEarlyEpoch(task, own.cropit)]),
+    "magnitude-unstructured": later("sparse", lambda task, own: [own.Masked(task, own.everything, own.shrink)]),
+    "saliency": later("sparse", lambda task, own: [own.Masked(task, own.most_salient)]),
+    "set": later("sparse", lambda task, own: [own.Masked(task, own.random_by_layer, own.grow_at_random)]),
+    "rigl": later("sparse", lambda task, own: [own.Masked(task, own.random_by_layer, own.grow_by_gradient)]),
 }
 # Those that remove single weights and no units; all others but `dense` remove whole channels.
 UNSTRUCTURED = ("magnitude-unstructured", "saliency", "set", "rigl")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.groups import Groups
 from common.pruning.task import Task, within_floor
-from common.settings import UserError
 from common.training import Callback, Training
 
 

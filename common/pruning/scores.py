@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common import data, distributed
+from common.errors import UserError
 from common.groups import WEIGHTED, Groups, bare_copy
 from common.models import activation_layers, conv_and_linear
 from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
-from common.settings import UserError
 from common.training import Callback, Training
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs [B, C, H, W] and labels [B]

@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from common import data, distributed
+from common.errors import UserError
 from common.groups import WEIGHTED, bare_copy
 from common.models import conv_and_linear
 from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.scores import check_scoring, scoring_batches
 from common.pruning.task import Task, Unreachable
-from common.settings import UserError
 from common.training import Callback, Training
 
 UPDATE_STEPS = 100  # between two updates of the masks (Evci et al. 2020)

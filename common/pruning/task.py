@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from common import data, sparsity
+from common.errors import RunFailed
 from common.groups import Groups
-from common.settings import RunFailed
 
 
 class Unreachable(RunFailed):

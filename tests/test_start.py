@@ -1,0 +1,121 @@
+"""Nothing is imported before it is needed: help and mistakes are answered without torch, and torch comes alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise", "Imagenet")
+PRUNING = ("Resnet18", "LeakyReLU", "Imagenet")  # the scripts that do
+BENCHMARKS = ("ablation", "pruning", "watching")
+COMMANDS = [*(f"{script}.py" for script in SCRIPTS), *(f"benchmarks/{name}.py" for name in BENCHMARKS), "common.export"]
+
+OBSERVED = """
+import json, sys
+try:
+    exec(sys.argv.pop(1))
+    status = 0
+except SystemExit as stop:
+    status = stop.code
+libraries = ("numpy", "PIL", "torch", "torchvision", "matplotlib", "scipy", "sklearn", "torch_pruning", "tqdm")
+print(json.dumps([status, [name for name in libraries if name in sys.modules]]))
+"""
+
+
+def observed(code: str, folder: Path, *arguments: str) -> tuple[int, set[str], str]:
+    """Of a process that runs `code`: its exit status, the libraries that it has imported, its error lines."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", OBSERVED, code, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    status, imported = json.loads(done.stdout.splitlines()[-1])
+    return status, set(imported), done.stderr
+
+
+def called(command: str, flags: str, folder: Path) -> tuple[int, set[str], str]:
+    """The same of a script, or of a module that is called as one."""
+    run = f'import runpy; runpy.run_path(r"{ROOT / command}", run_name="__main__")'
+    if not command.endswith(".py"):
+        run = f'import runpy; runpy.run_module("{command}", run_name="__main__", alter_sys=True)'
+    return observed(run, folder, *flags.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_takes_no_library(tmp_path, command):
+    assert called(command, "--help", tmp_path) == (0, set(), "")
+
+
+MISTAKES = [
+    *((command, "--nonsense", "--nonsense") for command in COMMANDS[:-1]),
+    *((f"{script}.py", "--epochs 0", "EPOCHS: got '0'") for script in SCRIPTS),
+    *((f"{script}.py", "--study nonsense", "STUDY: got 'nonsense'") for script in SCRIPTS),
+    *((f"{script}.py", "--methods nonsense", "METHODS: got 'nonsense'") for script in PRUNING),
+    *((f"{script}.py", "--settle 0.1", "SETTLE: got 0.1") for script in PRUNING),
+    ("Resnet18.py", "--activation tanh", "ACTIVATION: got 'tanh'"),
+    ("Resnet18.py", "--study neuron-sparsity --methods rigl", "METHODS: got 'rigl', which removes single weights"),
+    ("Resnet18.py", "--study weight-sparsity --regularization 0 1", "REGULARIZATION: got 2 values"),
+    ("Resnet18.py", "--study regularization --regularization 1", "REGULARIZATION: not used"),
+    ("Imagenet.py", "--batch-size 9 --micro-batch 2", "BATCH_SIZE: got 9"),
+    ("common.export", "--nonsense a b.pt2", "--nonsense"),
+    ("common.export", "nowhere.pt network.pt2", "could not read nowhere.pt"),
+    ("common.export", "a b.pt2 --image-size 2", "IMAGE_SIZE: got '2'"),
+    ("benchmarks/watching.py", "--steps 0", "STEPS: got '0'"),
+    ("benchmarks/pruning.py", "--sparsity 1", "SPARSITIES: got '1'"),
+    ("benchmarks/ablation.py", "--variants nonsense", "no variant 'nonsense'"),
+]
+
+
+@pytest.mark.parametrize(("command", "flags", "words"), MISTAKES, ids=[" ".join(case[:2]) for case in MISTAKES])
+def test_a_mistake_is_told_without_a_library(tmp_path, command, flags, words):
+    status, imported, error = called(command, flags, tmp_path)
+    assert (status, imported, error.count("\n")) == (2, set(), 1)
+    assert error.startswith("error: ")
+    assert words in error
+
+
+BY_TORCH = {"torch", "numpy", "tqdm"}  # it imports these two itself
+
+
+@pytest.mark.parametrize("command", [*COMMANDS[: len(SCRIPTS)], "benchmarks/pruning.py", "benchmarks/watching.py"])
+def test_a_wrong_device_takes_torch_alone(tmp_path, command):
+    status, imported, error = called(command, "--device abacus", tmp_path)
+    assert (status, imported | BY_TORCH) == (2, BY_TORCH)
+    assert error.startswith("error: DEVICE: got 'abacus'")
+
+
+IMPORT = """
+import importlib, pkgutil
+import common
+for _, name, _ in pkgutil.walk_packages(common.__path__, "common."):
+    if name != "common.pretrained":  # torchvision's weights
+        importlib.import_module(name)
+"""
+
+
+def test_the_studies_are_there_without_what_draws_prunes_or_reads_images(tmp_path):
+    assert observed(IMPORT, tmp_path)[1] | BY_TORCH == {*BY_TORCH, "PIL"}
+
+
+BEGIN = """
+import Resnet18
+from common import process, training
+from common.errors import UserError
+
+def train(*_):
+    raise UserError("the training would begin")
+
+training.train = train
+raise SystemExit(process.run(Resnet18.main))
+"""
+
+
+def test_a_training_begins_without_what_draws_its_figures_or_prunes(tmp_path):
+    flags = ["--dataset", "digits", "--output-dir", "out", "--run-dir", "state"]
+    status, imported, error = observed(BEGIN, tmp_path, *flags)
+    assert (status, error) == (2, "error: the training would begin\n")
+    assert imported | BY_TORCH == {*BY_TORCH, "PIL", "sklearn", "scipy"}  # two for the digits
