@@ -249,7 +249,7 @@ def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
     """What a script's runs had in common and the rows it left, or None where it left none."""
     folder = output_dir / script
     try:
-        made = json.loads((folder / "accumulation.json").read_text())["settings"]
+        made = json.loads((folder / "accumulation.json").read_text(encoding="utf-8"))["settings"]
         rows = read_csv(folder / "accumulation.csv")
     except (OSError, ValueError, KeyError):
         return None

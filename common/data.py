@@ -6,7 +6,6 @@ drawn before, so a resumed run sees the same batches on any device.
 """
 
 import hashlib
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from io import StringIO
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -199,7 +199,7 @@ def image_folder(folder: Path, size: int, workers: int) -> tuple:
 
 
 def fit_in_memory(count: int, size: int) -> None:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = psutil.virtual_memory().total
     if count * size * size * 3 > 0.8 * memory:
         takes = int((0.8 * memory / count / 3) ** 0.5)
         raise UserError(

@@ -345,10 +345,13 @@ class Folder:
 def begin(loader: DataLoader) -> Iterator:
     """iter(loader) without torch's signal handler, which would raise a worker's death in the midst of anything, a
     checkpoint being written, say. The iterator notices it too, within seconds."""
-    before = signal.getsignal(signal.SIGCHLD)
+    child = getattr(signal, "SIGCHLD", None)
+    if child is None:  # on Windows, where torch sets none
+        return iter(loader)
+    before = signal.getsignal(child)
     batches = iter(loader)
-    if signal.getsignal(signal.SIGCHLD) is not before:
-        signal.signal(signal.SIGCHLD, before)
+    if signal.getsignal(child) is not before:
+        signal.signal(child, before)
     return batches
 
 

@@ -35,10 +35,12 @@ def keep_freed_memory() -> None:
     Given back and fetched again, page by page, it takes a tenth of a step at width 16 on a CPU.
     """
     mmap_threshold, trim_threshold = -3, -1  # as mallopt numbers them
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(mmap_threshold, 32 * 2**20)  # the largest that it takes
-        mallopt(trim_threshold, 2**31 - 1)
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (TypeError, OSError, AttributeError):  # Windows has no such handle, macOS and musl no such function
+        return
+    mallopt(mmap_threshold, 32 * 2**20)  # the largest that it takes
+    mallopt(trim_threshold, 2**31 - 1)
 
 
 def run(main: Callable[[], int | None]) -> int:

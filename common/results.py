@@ -22,7 +22,7 @@ def rows_to_extend(table: Path, made: dict, columns: list[str]) -> list[dict]:
     if not table.exists():
         return []
     try:
-        before = json.loads(table.with_suffix(".json").read_text())["settings"]
+        before = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
         rows = read_csv(table)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None

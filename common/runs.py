@@ -1,7 +1,6 @@
 """Folders of runs: what was trained is kept, what was interrupted goes on, and no file is ever half written."""
 
 import csv
-import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
 from common import distributed
 from common.errors import RunFailed, UserError
@@ -65,7 +65,7 @@ def read_csv(path: Path) -> list[dict]:
                 pass
         return text or None
 
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
@@ -123,12 +123,14 @@ class Run:
             yield
 
     def lock(self, stack: ExitStack) -> None:
-        file = open(self.folder / "lock", "w")  # noqa: SIM115
-        stack.callback(file.close)
+        lock = FileLock(self.folder / "lock")  # the system's own: it ends with the process, however that ends
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock.acquire(timeout=0)
+        except Timeout:
             raise Busy(f"another process is training {self.folder}; wait for it or move RUN_DIR") from None
+        except (OSError, NotImplementedError) as error:  # some network file systems
+            raise RunFailed(f"{self.folder} cannot be locked ({error}); move RUN_DIR to a local disk") from None
+        stack.callback(lock.release)
 
     def final(self) -> dict | None:
         return self.read("final.pt")

@@ -163,7 +163,7 @@ def reader(name: str, kind: Kind | None = None) -> Callable:
 
 def constants_of(script: Path) -> dict[str, str]:
     """NAME -> the comment behind it, for every constant at the top level of a script, in order."""
-    lines = script.read_text().splitlines()
+    lines = script.read_text(encoding="utf-8").splitlines()
     found = {}
     for node in ast.parse("\n".join(lines)).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in KINDS:

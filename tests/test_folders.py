@@ -90,6 +90,16 @@ def same(first, second) -> bool:
     )
 
 
+@pytest.fixture(params=multiprocessing.get_all_start_methods())
+def started(request):
+    """How worker processes are started: each system has a way of its own."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
+
+
+@pytest.mark.usefixtures("started")
 def test_workers_change_nothing_about_an_epoch_and_leave_torchs_generator_alone(mixed):
     few, many = load(mixed), load(mixed, workers=2)
     before = torch.get_rng_state()

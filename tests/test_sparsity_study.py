@@ -1,8 +1,7 @@
 """The table of a sparsity study."""
 
-import fcntl
-
 import numpy as np
+from filelock import FileLock
 from matplotlib.text import Text
 
 from common import figures, names, sparsity_study
@@ -47,8 +46,7 @@ def test_a_study_goes_on_past_a_run_that_another_process_is_training(call, tmp_p
     call("Resnet18", f"{FLAGS} random")
     (final,) = (tmp_path / "state").rglob("final.pt")
     final.unlink()
-    with open(final.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(final.parent / "lock"):
         status, _, error = call("Resnet18", f"{FLAGS} random magnitude")
     assert status == 2
     assert "not finished: random 0.5 seed 0: another process is training" in error
