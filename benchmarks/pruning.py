@@ -24,15 +24,14 @@ from common import process, settings
 
 def train(constants, dataset, network: dict, target: float) -> tuple:
     """Seconds of an epoch's training steps, the mean over all, and the run: dense, or pruned to `target` on the way."""
-    from common import training
+    from common import devices, training
     from common.pruning.ds_pruning import Constants, DSPruning
     from common.pruning.task import Task
-    from common.sparsity_study import MULTIPLE
 
     run = training.start(constants, dataset, network, 0.1, 0, cuts=True)
     meters, watching = training.Meters(run.device), training.Watching(run.model, dataset.example.to(run.device))
     run.watch = watching.watch
-    task = Task(target, "neuron", 0, MULTIPLE[run.device.type], SimpleNamespace(activation="relu"))
+    task = Task(target, "neuron", 0, devices.width_multiple(run.device), SimpleNamespace(activation="relu"))
     pruning = [DSPruning(task, Constants())] if target else []
     for callback in pruning:
         callback.prepare(run)
@@ -52,8 +51,9 @@ def train(constants, dataset, network: dict, target: float) -> tuple:
 
 
 def step_seconds(run, model, inputs, labels, steps: int = 5) -> float:
-    import torch
     from torch.nn import functional
+
+    from common import devices
 
     times = []
     for _ in range(steps + 1):
@@ -61,8 +61,7 @@ def step_seconds(run, model, inputs, labels, steps: int = 5) -> float:
         with run.autocast():
             loss = functional.cross_entropy(model(inputs), labels)
         loss.backward()
-        if run.device.type == "cuda":
-            torch.cuda.synchronize()
+        devices.synchronize(run.device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 

@@ -36,16 +36,14 @@ def measured(options) -> dict:
     optimizers = {model: torch.optim.SGD(model.parameters(), 0.01, momentum=0.9) for model in (plain, watched)}
 
     def seconds(model) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        devices.synchronize(device)
         start = time.perf_counter()
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             loss = functional.cross_entropy(model(inputs), labels)
         loss.backward()
         optimizers[model].step()
         optimizers[model].zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        devices.synchronize(device)
         return time.perf_counter() - start
 
     times = [(seconds(plain), seconds(watched)) for _ in range(options.steps + 3)][3:]  # three to warm up

@@ -22,7 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from common import devices
 from common.errors import UserError
+
+AT_ONCE = 2**25  # bytes of the batches that an accelerator makes at once
 
 
 @dataclass
@@ -77,19 +80,24 @@ class Dataset:
 
         Crops move by up to an eighth of the image, Cutout's side is half of it (4 and 16 at 32 pixels). The last batch
         holds what is left; an example left alone is left out, since batch norm needs two. Of several processes, each
-        takes its turn in whole rounds; `first` is the first batch of its own that is wanted.
+        takes its turn in whole rounds; `first` is the first batch of its own that is wanted. An accelerator, for which
+        a launch costs as much as its work, makes several batches at once: AT_ONCE bytes of them.
         """
-        count, height, width, _ = self.train.images.shape
+        count, height, width, channels = self.train.images.shape
         border = height // 8 if "crop" in augmentation else 0
         bordered = self.train.with_border(border)
         draws = Draws.of(count, height, width, border, seed, epoch, bordered.device)
         starts = range(0, count - 1, batch_size)
-        for start in starts[: len(starts) // ranks * ranks][rank::ranks][first:]:
-            part = draws.part(start, start + batch_size)
+        starts = starts[: len(starts) // ranks * ranks][rank::ranks][first:]
+        several = bordered.device.type != "cpu" and ranks == 1
+        at_once = max(1, AT_ONCE // (4 * batch_size * height * width * channels)) if several else 1
+        for number in range(0, len(starts), at_once):
+            these = starts[number : number + at_once]
+            part = draws.part(these[0], these[-1] + batch_size)
             inputs = normalise(crop_and_flip(bordered, part, height, width, "flip" in augmentation), self)
             if "cutout" in augmentation:
                 inputs = cutout(inputs, part, height // 2)
-            yield inputs, self.train.labels[part.order]
+            yield from zip(inputs.split(batch_size), self.train.labels[part.order].split(batch_size), strict=True)
 
     def evaluation_batches(
         self, rank: int = 0, ranks: int = 1, batch_size: int = 250
@@ -293,7 +301,7 @@ class Draws:
         draws = [torch.randperm(count, generator=generator)]
         for values in (2 * border + 1, 2 * border + 1, 2, height, width):
             draws.append(torch.randint(values, (count,), generator=generator))
-        return cls(*torch.stack(draws).to(device))
+        return cls(*devices.send(torch.stack(draws), device))
 
     def part(self, start: int, stop: int) -> "Draws":
         return Draws(*(getattr(self, name)[start:stop] for name in self.__dataclass_fields__))

@@ -31,15 +31,15 @@ class AtEnd(Callback):
 
     def on_epoch_start(self, training: Training):
         if training.epoch == training.epochs - 1 and self.opens(training) == 0:
-            self.before = torch.zeros_like(training.watch.fired)
+            self.before = torch.zeros_like(training.watch.fired_units())
 
     def on_step(self, training: Training):
         if training.epoch == training.epochs - 1 and training.step == self.opens(training):
-            self.before = training.watch.fired.clone()
+            self.before = training.watch.fired_units()
 
     def on_epoch_end(self, training: Training):
         if training.epoch == training.epochs:
-            self.dead, self.before = int((training.watch.fired == self.before).sum()), None
+            self.dead, self.before = int((training.watch.fired_units().cpu() == self.before.cpu()).sum()), None
 
     def state(self) -> dict:
         return {"dead": self.dead, "before": self.before}

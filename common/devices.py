@@ -1,41 +1,160 @@
-"""The device that a script trains on, and the precision that it computes in."""
+"""The device that is trained on: which one it is, and what it can do.
+
+Everything else is written for any device that `torch.accelerator` offers (CUDA, MPS, XPU, ...) and for the CPU. What
+one of them lacks is found out here, by trying. Sums over many steps are made in int32 on the device and in float64
+on the host, so that neither float64 nor int64 reductions, which MPS has not, are asked for.
+"""
+
+from functools import cache
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from common import environment
 from common.errors import UserError
-from common.settings import KINDS
+
+ON_CPU = 16  # channel counts that the kernels of a CPU like are multiples of this
+ELSEWHERE = 8  # and those of an accelerator of this
+
+
+def accelerator() -> torch.device | None:
+    """The kind of accelerator that this machine has; None where it has none."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+
+
+def offered() -> str:
+    """The words for what DEVICE takes on this machine."""
+    found = accelerator()
+    if found is None:
+        return "auto or cpu (torch finds no cuda, mps or xpu device)"
+    count = torch.accelerator.device_count()
+    return f"auto, cpu, {found.type}" + (f" or {found.type}:0 to {found.type}:{count - 1}" if count > 1 else "")
 
 
 def pick(name: str) -> torch.device:
-    """Of several processes on a machine, each gets a CUDA device of its own."""
+    """The device that DEVICE names; `auto`: the accelerator where there is one. Of several processes on a machine,
+    each gets an accelerator of its own.
+
+    Raises:
+        UserError: a device that is not there, an index too high, or a kind that nothing can be trained on.
+    """
+    found = accelerator()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = found.type if found else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise UserError(f"DEVICE: got {name!r}, takes {KINDS['DEVICE'].takes}")
-    if device.type == "cuda" and environment.ranks() > 1:
-        if device.index is not None or environment.processes_here() > torch.cuda.device_count():
+    if device is None or device.type not in {"cpu", found.type if found else "cpu"} or (name != "cpu" and not found):
+        raise UserError(f"DEVICE: got {name!r}, takes {offered()}")
+    if device.type == "cpu":
+        return device
+    count = torch.accelerator.device_count()
+    if environment.ranks() > 1:
+        if device.index is not None or environment.processes_here() > count:
             raise UserError(
                 f"DEVICE: got {name!r} for {environment.processes_here()} processes on a machine where torch sees "
-                f"{torch.cuda.device_count()} CUDA devices; takes auto, cpu or cuda, and as many processes as devices"
+                f"{count} {device.type} device{'s' * (count != 1)}; takes auto, cpu or {device.type}, and as many "
+                "processes as devices"
             )
-        return torch.device("cuda", environment.local_rank())
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"DEVICE: got {name!r}, but torch sees {torch.cuda.device_count()} CUDA devices; takes auto, cpu"
-        )
+        return torch.device(device.type, environment.local_rank())
+    if (device.index or 0) >= count:
+        raise UserError(f"DEVICE: got {name!r}, but torch sees {count} of that kind; takes {offered()}")
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """bf16 where the hardware computes it (elsewhere it is emulated, slowly), fp32 otherwise."""
-    if name != "auto":
-        return name
+    """bf16 where the hardware computes it (elsewhere it is emulated, slowly), fp32 otherwise.
+
+    Raises:
+        UserError: bf16 asked for where torch has none for the device.
+    """
+    if name == "auto":
+        return "bf16" if computes_bf16(device) else "fp32"
+    if name == "bf16" and not torch.amp.is_autocast_available(device.type):
+        raise UserError(f"PRECISION: got 'bf16', which torch does not offer on {device.type}; takes auto or fp32")
+    return name
+
+
+def computes_bf16(device: torch.device) -> bool:
+    if not torch.amp.is_autocast_available(device.type):
+        return False
+    if device.type == "cpu":
+        return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    supported = getattr(torch.get_device_module(device), "is_bf16_supported", None)
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return "bf16" if native() else "fp32"
+        return supported(including_emulation=False)
+    return supported is not None and supported()
+
+
+def use(device: torch.device) -> None:
+    """Makes it the one that is meant where none is named, as its events and streams are."""
+    if device.type != "cpu" and device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+
+
+def backend(device: torch.device) -> str:
+    """What several processes exchange tensors of the CPU and of this device by."""
+    if device.type == "cpu":
+        return "gloo"
+    return f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all that it was told."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def width_multiple(device: torch.device) -> int:
+    return ON_CPU if device.type == "cpu" else ELSEWHERE
+
+
+@cache
+def pins(device: torch.device) -> bool:
+    """Whether host memory can be pinned, so that copies to and from the device need not wait."""
+    if device.type == "cpu":
+        return False
+    try:
+        return torch.empty(1).pin_memory().is_pinned()
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
+@cache
+def fuses(device: torch.device) -> bool:
+    """Whether SGD takes one launch for all parameters. On a CPU it would gain nothing and round otherwise."""
+    if device.type == "cpu":
+        return False
+    try:
+        torch.optim.SGD([torch.zeros(1, device=device, requires_grad=True)], 0.1, momentum=0.9, fused=True)
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on the device, without waiting for it where memory can be pinned."""
+    return (values.pin_memory() if pins(device) else values).to(device, non_blocking=True)
+
+
+class HostCopy:
+    """A tensor's values on their way to the host: `ready` says whether they have arrived, without waiting for them.
+
+    (Where memory cannot be pinned they are waited for at once.)
+    """
+
+    def __init__(self, values: Tensor):
+        self.event = None
+        if not pins(values.device):
+            self.values = values.cpu()
+            return
+        self.values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self.values.copy_(values, non_blocking=True)
+        self.event = torch.Event(values.device)
+        self.event.record()
+
+    @property
+    def ready(self) -> bool:
+        return self.event is None or self.event.query()

@@ -3,10 +3,10 @@
     torchrun --nproc-per-node=4 Imagenet.py ...
 
 Without torchrun, or with one process, every function here does nothing and costs nothing. Gradients are averaged by
-DistributedDataParallel, over gloo on CPUs and nccl on CUDA devices. Everything that a decision depends on (gradients,
-counts of units, scores) is the same number in all processes, so all decide alike; `same` proves it. What only one
-process can notice, an unreadable image or a full disk, is raised in all of them, so that none waits for another that
-has stopped.
+DistributedDataParallel, over gloo on CPUs and the backend that torch has for an accelerator (nccl for CUDA).
+Everything that a decision depends on (gradients, counts of units, scores) is the same number in all processes, so all
+decide alike; `same` proves it. What only one process can notice, an unreadable image or a full disk, is raised in all
+of them, so that none waits for another that has stopped.
 """
 
 import hashlib
@@ -34,13 +34,10 @@ def meeting_place() -> dist.Store:
     return next(dist.rendezvous("env://", timeout=TIMEOUT))[0]
 
 
-def join(device: torch.device) -> None:
-    """Makes this process one of its group; from here on only the first process prints."""
+def join(backend: str) -> None:
+    """Makes this process one of its group, by torch's `backend`; from here on only the first process prints."""
     if ranks() == 1 or dist.is_initialized():
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = dist.PrefixStore("group", meeting_place())
     dist.init_process_group(backend, timeout=TIMEOUT, world_size=ranks(), rank=rank(), store=store)
     if rank() > 0:

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from common import data
+from common import data, devices
 from common.errors import UserError
 from common.process import Interrupts
 
@@ -336,7 +336,7 @@ class Folder:
             sampler=Jobs(),
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=devices.pins(self.device),
             worker_init_fn=quiet,
             generator=torch.Generator(),  # torch's own is the training's
         )

@@ -127,7 +127,7 @@ def train(training: Training, batches: Callable[[int], Iterable[tuple[Tensor, Te
                 training.loss = functional.cross_entropy(
                     training.logits, labels, label_smoothing=training.label_smoothing
                 )
-            (training.loss / training.passes).backward()
+            (training.loss / training.passes if training.passes > 1 else training.loss).backward()
             call("on_pass")
             if not last:
                 continue
@@ -151,13 +151,16 @@ def sgd(
     schedule: str,
     steps: int,
     warmup: int = 0,
+    fused: bool = False,
 ):
     """SGD and its schedule: `constant`, or `one-cycle` up to `learning_rate` and down to 0 (Smith & Topin 2018).
 
     warmup: steps in which the learning rate rises, linearly where it is constant afterwards; 0: none, or the three
     tenths of the one-cycle.
+    fused: whether a step is one launch for all parameters, which not every device has (`devices.fuses`).
     """
-    optimizer = torch.optim.SGD(model.parameters(), learning_rate, momentum, weight_decay=weight_decay)
+    parameters, fused = model.parameters(), fused or None
+    optimizer = torch.optim.SGD(parameters, learning_rate, momentum, weight_decay=weight_decay, fused=fused)
     if schedule == "constant" and warmup:
         return optimizer, torch.optim.lr_scheduler.LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
     if schedule == "constant":

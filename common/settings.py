@@ -93,7 +93,7 @@ KINDS = {
     "DATA_DIR": TEXT,
     "OUTPUT_DIR": TEXT,
     "RUN_DIR": TEXT,
-    "DEVICE": Kind(str, lambda v: v != "", "auto, cpu, cuda or cuda:N"),
+    "DEVICE": Kind(str, lambda v: v != "", "auto, cpu, cuda, mps or xpu, with an index where there are several"),
     "PRECISION": one_of("auto", "bf16", "fp32"),
     "SEEDS": number(lambda v: v >= 0, "whole numbers >= 0", whole, several=True),
     "ACTIVATION": one_of(*names.ACTIVATIONS),
@@ -272,7 +272,7 @@ def given(script_globals: dict, studies: tuple[str, ...], arguments: list[str] |
 def follow_protocol(values: dict) -> None:
     """Settles what is still None, in place; `auto` is settled by the dataset and the device."""
     if values.get("protocol") == "auto":
-        by_device = {"cuda": "gpu"}.get(values["device"].type, "cpu")
+        by_device = "cpu" if values["device"].type == "cpu" else "gpu"
         values["protocol"] = "quick" if values["dataset"] == "digits" else by_device
     for name, value in PROTOCOLS.get(values.get("protocol"), {}).items():
         if values[name] is None:
@@ -310,7 +310,8 @@ def read(
     follow_protocol(values)
     values["passes"] = passes_of(values["batch_size"], values["micro_batch"])
     values["per_pass"] = values["batch_size"] // (values["passes"] * environment.ranks())
-    distributed.join(values["device"])
+    devices.use(values["device"])
+    distributed.join(devices.backend(values["device"]))
     for name in ("output_dir", "run_dir"):
         folder = Path(values[name])
         distributed.by_first(lambda name=name, folder=folder: folder_for(name.upper(), folder))

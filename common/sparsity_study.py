@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from common import accumulation, comparison, data, figures, report, saved, sparsity
+from common import accumulation, comparison, data, devices, figures, report, saved, sparsity
 from common.errors import RunFailed
 from common.gradients import BatchNormPull
 from common.models import build
@@ -43,7 +43,6 @@ COLUMNS = [
     "device",
     "seconds",
 ]
-MULTIPLE = {"cpu": 16, "cuda": 8}  # channel counts that the kernels of a device like
 
 
 class Cost(Callback):
@@ -74,7 +73,9 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
     more: callbacks of the caller's own.
     """
     needs = train_one(settings, dataset, shared, NEEDS[method], target, seed, more) if method in NEEDS else None
-    task = Task(target, MEASURES[settings.study], seed, MULTIPLE[settings.device.type], settings, needs, dataset)
+    task = Task(
+        target, MEASURES[settings.study], seed, devices.width_multiple(settings.device), settings, needs, dataset
+    )
     rate, strength = settings.pruning_learning_rate, settings.regularization[0]
     config = {
         **shared,
@@ -109,8 +110,7 @@ def seconds_of_inference(model: nn.Module, settings, images: torch.Tensor) -> fl
         torch.autocast(settings.device.type, torch.bfloat16, enabled=settings.precision == "bf16"),
     ):
         model(images)
-    if settings.device.type == "cuda":
-        torch.cuda.synchronize()
+    devices.synchronize(settings.device)
     return time.perf_counter() - start
 
 

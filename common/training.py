@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from common import data, distributed, environment, units
+from common import data, devices, distributed, environment, units
 from common.errors import UserError
 from common.groups import find_groups
 from common.loop import Callback, Diverged, Training, memory_watched, sgd, train
@@ -35,67 +35,101 @@ def evaluate(training: Training, dataset: data.Dataset) -> Scores:
     """Each process takes its share of the examples; all get the result of the whole."""
     distributed.average_statistics(training.model)
     training.model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=training.device)
+    parts, sizes = [], []  # of each batch, float32 [loss, correct, among the first five]; examples
 
     def own_share():
         for inputs, labels in dataset.evaluation_batches(environment.rank(), environment.ranks()):
             with training.autocast():
                 logits = training.model(inputs)
-            best = logits.topk(min(5, logits.shape[1])).indices
-            sums[0] += functional.cross_entropy(logits.float(), labels, reduction="sum")
-            sums[1] += (logits.argmax(1) == labels).sum()
-            sums[2] += (best == labels[:, None]).sum()
-            sums[3] += len(labels)
+            hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
+            parts.append(torch.stack([loss, (logits.argmax(1) == labels).sum().float(), hits.sum().float()]))
+            sizes.append(len(labels))
 
     distributed.everywhere(own_share)
-    loss, top1, top5, count = distributed.total(sums).tolist()
+    sums = in_order(torch.stack(parts).cpu()).tolist() if parts else [0.0] * 3
+    loss, top1, top5, count = distributed.total(torch.tensor([*sums, sum(sizes)], dtype=torch.float64)).tolist()
     return Scores(loss / count, top1 / count, top5 / count)
+
+
+def in_order(values: Tensor) -> Tensor:
+    """The sum over the first dimension of [N, ...], on the host, in float64 and in the order of N."""
+    return values.double().cumsum(0)[-1]
 
 
 # Measuring -------------------------------------------------------------------------------------------------------
 
 
 class Meters(Callback):
-    """Training loss and accuracy of the epoch, summed on the device; stops the run when the loss is not finite.
+    """Training loss and accuracy of the epoch; stops the run when the loss is not finite.
 
-    The host reads the sums without waiting for the device: in mid-epoch it may see those of a moment ago. They are
-    those of this process until the epoch ends.
+    What a pass leaves (its loss, logits and labels) waits for some others before it is reduced, so that a pass costs no
+    launch. The host looks at what has arrived and never waits for the device within an epoch: it may see the loss of a
+    moment ago. All is that of this process until the epoch ends.
     """
 
+    PASSES = 32  # that wait
+
     def __init__(self, device: torch.device):
-        self.sums = torch.zeros(5, dtype=torch.float64, device=device)  # loss, correct, examples, passes, finite passes
-        self.copy = torch.zeros(5, dtype=torch.float64, pin_memory=device.type == "cuda")
-        self.copied = torch.cuda.Event() if device.type == "cuda" else None
-        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.device = device
+        self.begin([0.0] * 5)
+
+    def begin(self, before: list[float]) -> None:
+        """From what an interrupted epoch had: loss and correct, both summed over examples, examples, passes, and those
+        of them whose loss was finite, as was that of all before."""
+        self.before = before
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # loss, logits, labels
+        self.sizes: list[int] = []  # examples of each pass
+        self.losses: list[Tensor] = []  # each float32 [passes], on the device
+        self.correct: list[Tensor] = []  # each float32 [1], on the device
+        self.underway: devices.HostCopy | None = None
 
     def on_epoch_start(self, training: Training):
-        self.sums.zero_()
-        self.finite.fill_(True)
+        self.begin([0.0] * 5)
         self.started = time.perf_counter()
 
-    @torch.no_grad()
     def on_pass(self, training: Training):
-        count = len(training.labels)
-        self.finite &= training.loss.isfinite()
-        self.sums[0] += training.loss * count
-        self.sums[1] += (training.logits.argmax(1) == training.labels).sum()
-        self.sums[2] += count
-        self.sums[3] += 1
-        self.sums[4] += self.finite
+        self.waiting.append((training.loss.detach(), training.logits.detach(), training.labels))
+        self.sizes.append(len(training.labels))
+        if len(self.waiting) == self.PASSES:
+            self.reduce()
+
+    @torch.no_grad()
+    def reduce(self) -> None:
+        if not self.waiting:
+            return
+        losses, logits, labels = zip(*self.waiting, strict=True)
+        self.losses.append(torch.stack(losses).float())
+        self.correct.append((torch.cat(logits).argmax(1) == torch.cat(labels)).sum(0, keepdim=True).float())
+        self.waiting = []
+
+    def sums(self, losses: Tensor, correct: Tensor) -> list[float]:
+        """The five numbers of `begin`, from the losses of the first passes and what was correct in them."""
+        sizes = torch.tensor(self.sizes[: len(losses)], dtype=torch.float32)
+        whole = losses.isfinite().long().cumprod(0).sum()
+        own = [in_order(losses * sizes), correct.double().sum(), sizes.double().sum(), len(losses), whole]
+        return [before + float(value) for before, value in zip(self.before, own, strict=True)]
+
+    def whole(self) -> list[float]:
+        """The five numbers of all passes and processes. Waits for the device."""
+        self.reduce()
+        if not self.losses:
+            return self.before
+        sums = self.sums(torch.cat(self.losses).cpu(), torch.cat(self.correct).cpu())
+        return distributed.total(torch.tensor(sums, dtype=torch.float64)).tolist()
 
     def glance(self, training: Training) -> tuple[float, float] | None:
-        """Mean loss and accuracy so far, or None when they are still on their way."""
-        if self.copied is None:
-            self.copy.copy_(self.sums)
-        elif not self.copied.query():
+        """Mean loss and accuracy so far, or None while they are on their way."""
+        self.reduce()
+        if self.underway is None and self.losses:
+            self.underway = devices.HostCopy(torch.cat([*self.losses, sum(self.correct)]))
+        if self.underway is None or not self.underway.ready:
             return None
-        seen = self.copy.tolist()
-        if seen[2] and environment.ranks() == 1:  # of several processes, none may stop alone
+        arrived, self.underway = self.underway.values, None
+        seen = self.sums(arrived[:-1], arrived[-1])
+        if environment.ranks() == 1:  # of several processes, none may stop alone
             self.check(seen, training)
-        if self.copied is not None:
-            self.copy.copy_(self.sums, non_blocking=True)
-            self.copied.record()
-        return (seen[0] / seen[2], seen[1] / seen[2]) if seen[2] else None
+        return seen[0] / seen[2], seen[1] / seen[2]
 
     @staticmethod
     def check(sums: list[float], training: Training, epochs_done: int = 0) -> None:
@@ -109,10 +143,10 @@ class Meters(Callback):
 
     def stop_if_not_finite(self, training: Training) -> None:
         """In all processes, when it is so in any."""
-        self.check(distributed.total(self.sums).tolist(), training)
+        self.check(self.whole(), training)
 
     def on_epoch_end(self, training: Training):
-        sums = distributed.total(self.sums).tolist()
+        sums = self.whole()
         self.check(sums, training, epochs_done=1)
         loss, correct, examples, *_ = sums
         training.row |= {
@@ -122,12 +156,15 @@ class Meters(Callback):
         }
 
     def state(self) -> dict:
-        return {"sums": distributed.total(self.sums), "seconds": time.perf_counter() - self.started}
+        return {
+            "sums": torch.tensor(self.whole(), dtype=torch.float64),
+            "seconds": time.perf_counter() - self.started,
+        }
 
     def restore(self, training: Training, state: dict):
         self.started = time.perf_counter() - state["seconds"]
         if environment.rank() == 0:
-            self.sums.copy_(state["sums"])
+            self.begin(state["sums"].tolist())
 
 
 class Watching(Callback):
@@ -154,13 +191,13 @@ class Watching(Callback):
         before = self.history[-1] if self.history else None
         self.history.append(self.watch.end_epoch())
         training.counts = self.history[-1]
-        training.row["units"] = len(self.watch.batch)
+        training.row["units"] = len(self.watch.alive)
         training.row |= units.totals(units.measures(self.history[-1], before))
 
     def counts(self) -> dict:
         """Of every unit and finished epoch."""
         columns = {name: [getattr(counts, name) for counts in self.history] for name in units.SAVED}
-        nothing = torch.empty(0, len(self.watch.batch), dtype=torch.int64)
+        nothing = torch.empty(0, len(self.watch.alive), dtype=torch.int64)
         return {
             "layers": self.watch.layers,
             **{name: torch.stack(column) if column else nothing for name, column in columns.items()},
@@ -359,6 +396,7 @@ def start(settings, dataset: data.Dataset, network: dict, learning_rate: float, 
         settings.schedule,
         settings.epochs * steps,
         round(settings.learning_rate_warmup * steps),
+        devices.fuses(settings.device),
     )
     training = Training(model, optimizer, scheduler, settings.epochs, steps, settings.precision, settings.device)
     training.passes, training.label_smoothing = settings.passes, settings.label_smoothing
@@ -431,4 +469,5 @@ def fit(
             **{type(callback).__name__: callback.state() for callback in extra},
         }
         run.save_final(state)
-    return state
+    # Not `state`: what a caller gets is the same, on the host, whether the run was trained now or before.
+    return run.final()

@@ -1,17 +1,17 @@
 """Watching units: how often each one fires in the ordinary training steps of an epoch.
 
 A forward hook on every activation layer counts, for each channel, the (example, position) pairs whose pre-activation
-is above 0. Counts are exact integers in one tensor of the network's units; no activation is stored, nothing leaves
-the device before the epoch ends.
+is above 0. Counts are exact; no activation is stored, nothing leaves the device before the epoch ends.
 """
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
-from common import distributed, environment
+from common import devices, distributed, environment
 from common.groups import Groups
 from common.models import activation_layers, units
 
@@ -19,6 +19,8 @@ NEARLY_DEAD = 0.001  # a fire rate at or below this
 SAME_WIDTH_INTEGER = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
 LANE_ROWS = 16384  # rows summed in a 16-bit lane, which holds counts below 2^15
 CACHED = 2**18  # elements marked at a time, so that the marks stay in the processor's cache
+ROWS = 64  # forward passes whose counts wait to be summed
+EXACT = 2**24  # float32 holds every whole number up to this
 
 
 def fire_counts(pre_activation: Tensor) -> Tensor:
@@ -45,6 +47,18 @@ def fire_counts(pre_activation: Tensor) -> Tensor:
         fired = torch.clamp(part, 0, 1, out=marks[: len(part)])
         counts += fired.view(torch.int64).sum(0).view(bits.dtype)
     return counts.view(at_a_time, channels).sum(0)
+
+
+def count_positive(positive: Tensor, out: Tensor) -> None:
+    """How many elements of each channel are not 0: [B, C, ...] -> float32 [C], exact up to 2^24. One launch."""
+    dims = [d for d in range(positive.dim()) if d != 1]
+    torch.linalg.vector_norm(positive, 0, dims, dtype=torch.float32, out=out)
+
+
+def slices_of(sizes: dict[str, int]) -> dict[str, slice]:
+    """Where the parts of these sizes lie in a tensor that holds them one after another."""
+    ends = list(accumulate(sizes.values(), initial=0))
+    return {name: slice(start, stop) for name, (start, stop) in zip(sizes, pairwise(ends), strict=True)}
 
 
 @dataclass
@@ -84,6 +98,10 @@ def history(state: dict) -> list[Counts]:
 class UnitWatch:
     """Counts the firing of every unit while the network is in training mode.
 
+    Every forward pass fills a row of `rows`, a column for each channel in memory; only when all rows are full, a look
+    is made or the epoch ends are they summed. So a pass costs an accelerator one launch for each activation layer (two
+    where it is no ReLU) and the host never waits for it.
+
     Args:
         model: any network whose activation layers are modules, each used once in a forward pass.
         example: one image [1, C, H, W] on the model's device, for the number of units of each layer.
@@ -94,74 +112,129 @@ class UnitWatch:
     """
 
     def __init__(self, model: nn.Module, example: Tensor, passes: int = 1):
-        self.passes, self.passed = passes, 0
+        self.passes, self.device = passes, example.device
         self.layers = units(model, example)
-        self.slices, start = {}, 0
-        for layer, count in self.layers.items():
-            self.slices[layer] = slice(start, start + count)
-            start += count
-        self.batch = torch.zeros(start, dtype=torch.int64, device=example.device)
-        self.fired, self.silent = torch.zeros_like(self.batch), torch.zeros_like(self.batch)
+        self.slices = slices_of(self.layers)
+        count = sum(self.layers.values())
+        # On the host, what is known of each unit: what was counted before the last change of columns, so far.
+        self.fired, self.silent = torch.zeros(2, count, dtype=torch.int64)
+        self.alive = torch.ones(count, dtype=torch.bool)
         self.pairs = dict.fromkeys(self.layers, 0)  # of this process
         self.batches = 0
-        self.alive = torch.ones(start, dtype=torch.bool)
         self.followed = 0  # the version of the groups
-        self.places: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # layer -> its channels in use, their numbers among the units
+        self.lay_out(dict(self.layers), torch.arange(count))
         self.seen: set[str] = set()
         modules = activation_layers(model)
-        self.hooks = [modules[layer].register_forward_pre_hook(self.count(layer)) for layer in self.layers]
+        self.hooks = [self.hook(modules[layer], layer) for layer in self.layers]
         self.hooks.append(model.register_forward_hook(self.end_pass))
 
-    def count(self, layer: str):
-        def hook(module: nn.Module, inputs: tuple[Tensor]):
-            if not module.training:
-                return
-            if layer in self.seen:
-                raise ValueError(f"the activation layer {layer} is used twice in a forward pass: give each use its own")
-            self.seen.add(layer)
-            counts, numbers = fire_counts(inputs[0]), self.slices[layer]
-            if layer in self.places:
-                channels, numbers = self.places[layer]
-                counts = counts[channels]
-            if self.passed == 0:
-                self.batch[numbers] = counts
-            else:
-                self.batch[numbers] += counts
-            self.pairs[layer] += inputs[0].numel() // inputs[0].shape[1]
+    def lay_out(self, channels: dict[str, int], numbers: Tensor) -> None:
+        """Begins anew with a column for every channel in memory.
 
-        return hook
+        numbers: int64 [columns], the unit of each; the number of all units at padding.
+        """
+        self.columns, self.numbers = slices_of(channels), numbers
+        self.rows = torch.zeros(max(1, ROWS // self.passes) * self.passes, len(numbers), device=self.device)
+        self.row, self.last = 0, None  # the next one; those of the last batch
+        self.sums = torch.zeros(2, len(numbers), dtype=torch.int64, device=self.device)  # of rows: fired, silent
+
+    def hook(self, module: nn.Module, layer: str):
+        """On a ReLU's output what is not 0 fired, which an accelerator counts in one launch."""
+        if self.device.type != "cpu" and isinstance(module, (nn.ReLU, nn.ReLU6)):
+            return module.register_forward_hook(lambda m, _inputs, output: self.count(m, layer, output, output))
+        return module.register_forward_pre_hook(lambda m, inputs: self.count(m, layer, inputs[0]))
+
+    def count(self, module: nn.Module, layer: str, x: Tensor, positive: Tensor | None = None) -> None:
+        """Adds what a layer saw, [B, C, ...]; `positive` has the same values above 0 and no others but 0."""
+        if not module.training:
+            return
+        if layer in self.seen:
+            raise ValueError(f"the activation layer {layer} is used twice in a forward pass: give each use its own")
+        self.seen.add(layer)
+        columns, positions = self.columns[layer], x.numel() // x.shape[1]
+        row = self.rows[self.row, columns]
+        if positions > EXACT:
+            counts = (x.detach() > 0).sum([d for d in range(x.dim()) if d != 1])
+            row.copy_(counts.clamp(max=EXACT))
+            self.sums[0, columns] += distributed.total(counts - counts.clamp(max=EXACT))
+        elif x.device.type == "cpu":
+            row.copy_(fire_counts(x))
+        else:
+            count_positive(x.detach().clamp_min(0) if positive is None else positive.detach(), row)
+        self.pairs[layer] += positions
 
     def end_pass(self, model: nn.Module, *_):
         if not model.training:
             return
         self.seen.clear()
-        self.passed = (self.passed + 1) % self.passes
-        if self.passed == 0:
-            self.batch.copy_(distributed.total(self.batch))
-            self.fired += self.batch
-            self.silent += self.batch == 0
-            self.batches += 1
+        self.row += 1
+        if self.row % self.passes == 0:
+            self.batches, self.last = self.batches + 1, slice(self.row - self.passes, self.row)
+        if self.row == len(self.rows):
+            self.sum_rows()
+
+    def sum_rows(self) -> None:
+        """Adds the rows of all whole batches up, on the device, and begins again with the first."""
+        if self.row == 0:
+            return
+        counts = distributed.total(self.of_batches(self.rows[: self.row]))
+        # Of one process, 2^24 pairs in each of 64 rows fit into 32 bits; some devices sum no 64-bit integers.
+        self.sums[0] += counts.sum(0, dtype=torch.int32 if environment.ranks() == 1 else torch.int64)
+        self.sums[1] += (counts == 0).sum(0, dtype=torch.int32)
+        self.row = 0
+
+    def of_batches(self, rows: Tensor) -> Tensor:
+        """Rows of passes to int32 [batches, columns]."""
+        return rows.view(-1, self.passes, rows.shape[1]).sum(1, dtype=torch.int32)
+
+    def silent_units(self) -> Tensor:
+        """bool [U] on the host: which units did not fire in the last batch. Waits for the device."""
+        if self.last is None:
+            return torch.ones_like(self.alive)
+        return self.of_units(distributed.total(self.of_batches(self.rows[self.last]))[0].cpu()) == 0
+
+    def fired_units(self) -> Tensor:
+        """int64 [U] on the device: how often each unit fired in this epoch so far. Does not wait for the device."""
+        self.sum_rows()
+        found = torch.cat([self.fired, torch.zeros(1, dtype=torch.int64)])
+        found, numbers = (devices.send(values, self.device) for values in (found, self.numbers))
+        found[numbers] = found[numbers] + self.sums[0]
+        return found[:-1]
+
+    def of_units(self, values: Tensor) -> Tensor:
+        """[columns] to [U], both on the host; 0 for a unit that is not in memory."""
+        found = values.new_zeros(len(self.alive) + 1)
+        found[self.numbers] = values
+        return found[:-1]
+
+    def collect(self) -> None:
+        """Brings what was counted to the host: the one point at which it waits for the device."""
+        self.sum_rows()
+        fired, silent = self.sums.cpu()
+        self.fired += self.of_units(fired)
+        self.silent += self.of_units(silent)
+        self.sums.zero_()
 
     def follow(self, groups: Groups):
         """Takes note of what was cut out: the units left keep their numbers, padding is not counted."""
         if groups.version == self.followed:
             return
         self.followed = groups.version
-        self.alive.zero_()
-        self.batch.zero_()
-        for layer, part in self.slices.items():
-            channels = groups.alive_channels(layer).nonzero().flatten()
-            numbers = part.start + groups.numbers(layer)[channels]
-            self.alive[numbers] = True
-            self.places[layer] = channels.to(self.batch.device), numbers.to(self.batch.device)
+        self.collect()
+        numbers = {layer: groups.numbers(layer) for layer in self.layers}
+        found = [
+            torch.where(own >= 0, own + part.start, len(self.alive))
+            for own, part in zip(numbers.values(), self.slices.values(), strict=True)
+        ]
+        self.lay_out({layer: len(own) for layer, own in numbers.items()}, torch.cat(found))
+        self.alive = self.of_units(torch.ones_like(self.numbers)) > 0
 
     def end_epoch(self) -> Counts:
-        """The counts since the last call; the one point at which the host waits for the device."""
+        """The counts since the last call."""
+        self.collect()
         pairs = self.all_pairs().repeat_interleave(torch.tensor(list(self.layers.values())))
-        counts = Counts(self.fired.cpu(), pairs, self.silent.cpu(), self.alive.clone(), self.batches)
-        self.fired, self.silent = torch.zeros_like(self.batch), torch.zeros_like(self.batch)
+        counts = Counts(self.fired, pairs, self.silent, self.alive.clone(), self.batches)
+        self.fired, self.silent = torch.zeros(2, len(self.alive), dtype=torch.int64)
         self.pairs = dict.fromkeys(self.layers, 0)
         self.batches = 0
         return counts
@@ -172,6 +245,7 @@ class UnitWatch:
 
     def part(self) -> dict:
         """The counts of an epoch that goes on, for a checkpoint."""
+        self.collect()
         return {"fired": self.fired, "silent": self.silent, "batches": self.batches, "pairs": self.all_pairs()}
 
     def go_on(self, part: dict):

@@ -30,14 +30,15 @@ def test_returns_are_counted_by_how_long_a_unit_had_been_dead():
 def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_epoch(epochs, window):
     steps = 10
     for last_firing in range(steps + 1):  # of the one unit's firings in the last epoch; 0: none
-        watch = SimpleNamespace(fired=torch.zeros(1, dtype=torch.int64))
+        fired = torch.zeros(1, dtype=torch.int64)
+        watch = SimpleNamespace(fired_units=fired.clone)
         training = SimpleNamespace(epoch=epochs - 1, epochs=epochs, steps_per_epoch=steps, watch=watch, step=0)
         training.total_steps, training.device = epochs * steps, torch.device("cpu")
         callback = death.AtEnd()
         callback.on_epoch_start(training)
         for step in range(1, steps + 1):
             training.step = step
-            watch.fired = watch.fired + (step <= last_firing)
+            fired += step <= last_firing
             callback.on_step(training)
             state, callback = callback.state(), death.AtEnd()  # as if the run went on from here another day
             callback.restore(training, state)

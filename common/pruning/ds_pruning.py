@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from common import devices
 from common.errors import UserError
 from common.groups import Groups
 from common.pruning.task import Task, within_floor
@@ -62,8 +63,12 @@ class Vitality:
         self.keep = 1 - 1 / memory
 
     def observe(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
-        slopes = {name: n.weight.detach() * n.weight.grad + n.bias.detach() * n.bias.grad for name, n in norms.items()}
-        self.mean_square.lerp_(groups.total(slopes).square(), 1 - self.keep)
+        layers = list(norms.values())
+        slopes = torch._foreach_mul([n.weight.detach() for n in layers], [n.weight.grad for n in layers])
+        shifts = torch._foreach_mul([n.bias.detach() for n in layers], [n.bias.grad for n in layers])
+        torch._foreach_add_(slopes, shifts)
+        change = groups.total(dict(zip(norms, slopes, strict=True)))
+        self.mean_square.lerp_(change.square(), 1 - self.keep)
 
 
 def evened(groups: Groups, cost: Tensor, evenness: float) -> Tensor:
@@ -136,11 +141,13 @@ class Press:
         scale = torch.where(pressed, 1 - self.fade, over)
         shift = scale if self.fades_shift else over
         sink = none if self.fades_shift else torch.where(pressed, self.sink / self.steps, over * self.sink)
-        device = next(iter(norms.values())).weight.device
-        scales, shifts, sinks = ([groups.spread(name, v.to(device)) for name in norms] for v in (scale, shift, sink))
-        padding = [~groups.alive_channels(name).to(device) for name in norms]
-        sinks = [values.masked_fill_(hidden, 0.0) for values, hidden in zip(sinks, padding, strict=True)]
-        return [1 - values for values in scales], [1 - values for values in shifts], sinks
+        scales, shifts = ([1 - groups.spread(name, values) for name in norms] for values in (scale, shift))
+        sinks = [groups.spread(name, sink).where(groups.alive_channels(name), 0.0) for name in norms]
+        # One copy for all: at the end of a press it falls between two looks.
+        flat = torch.cat([*scales, *shifts, *sinks])
+        sent = devices.send(flat, next(iter(norms.values())).weight.device).split(3 * [len(v) for v in sinks])
+        count = len(norms)
+        return sent[:count], sent[count : 2 * count], sent[2 * count :]
 
     @torch.no_grad()
     def apply(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
@@ -228,7 +235,7 @@ class DSPruning(Callback):
         died = (self.dead_epochs >= constants.patience) & groups.candidates
         chosen = choose(groups, cost, self.press.chosen | died, self.task, due, self.floor)
         self.press.add(chosen)
-        silent = groups.all_dead(training.watch.batch == 0, list(training.watch.layers))
+        silent = groups.all_dead(training.watch.silent_units(), list(training.watch.layers))
         leaving = self.press.chosen if settled else (self.press.over & silent) | (died & silent)
         if settled and died.any():
             leaving = leaving | died
