@@ -89,3 +89,16 @@ def photos(tmp_path_factory):
                 mode = {4: "L", 9: "CMYK"}.get(number, "RGB")
                 image.convert(mode).save(root / part / name / f"{number}.jpg", exif=exif)
     return root
+
+
+@pytest.fixture
+def pretended():
+    """The pretend accelerator, for one test; the test is skipped where it cannot be had."""
+    from tests import pretend
+
+    try:
+        pretend.install()
+    except pretend.Unsupported as reason:
+        pytest.skip(str(reason))
+    with pretend.on():
+        yield torch.device("pretend:0")
