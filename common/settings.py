@@ -311,7 +311,8 @@ def read(
     values["passes"] = passes_of(values["batch_size"], values["micro_batch"])
     values["per_pass"] = values["batch_size"] // (values["passes"] * environment.ranks())
     devices.use(values["device"])
-    distributed.join(devices.backend(values["device"]))
+    if environment.ranks() > 1:
+        distributed.join(devices.backend(values["device"]))
     for name in ("output_dir", "run_dir"):
         folder = Path(values[name])
         distributed.by_first(lambda name=name, folder=folder: folder_for(name.upper(), folder))
