@@ -16,7 +16,7 @@ STUDY = "imagenet"  # imagenet: every method at every sparsity; accumulation: de
 DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-DEVICE = "auto"  # auto, cpu or cuda (cuda:N in a single process)
+DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 SEEDS = [0]  # one run each; they set initial weights, order and augmentation
 

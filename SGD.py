@@ -15,7 +15,7 @@ DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and 
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/SGD
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-DEVICE = "auto"  # auto, cpu, cuda or cuda:N
+DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 SEEDS = [0]  # one run each; they set initial weights, order and augmentation
 

@@ -46,7 +46,8 @@ def pick(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or device.type not in {"cpu", found.type if found else "cpu"} or (name != "cpu" and not found):
+    known = name == "cpu" or (device is not None and found is not None and device.type == found.type)
+    if not known:
         raise UserError(f"DEVICE: got {name!r}, takes {offered()}")
     if device.type == "cpu":
         return device

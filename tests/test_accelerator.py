@@ -1,6 +1,7 @@
 """On an accelerator every script does what it does on the CPU: on the real one, where there is one, else on a pretend
 one, whose kernels are the CPU's, so that both end with the same bits."""
 
+import json
 from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from common import data, devices, export, pruning, runs, saved, settings, sparsi
 from common.models import build
 from common.pruning.ds_pruning import Constants, DSPruning
 from common.pruning.task import Task
+from common.units import UnitWatch
 from tests.pretend import counting
 from tests.test_settings import assert_refused
 
@@ -26,7 +28,7 @@ WEIGHT = f"{SHORT} --study weight-sparsity --sparsities 0.8 --methods dense ds-p
 )
 ROW = ("train_loss", "train_accuracy", "seconds")
 PHOTOS = "--no-pretrained --image-size 32 --width 4 --epochs 2 --batch-size 8 --workers 0 --precision fp32"
-LIKE_THE_GPU = "--precision bf16 --protocol gpu --epochs 2 --width 8 --batch-size 128"
+LIKE_THE_GPU = "--precision fp32 --protocol gpu --epochs 2 --width 8 --batch-size 128"
 STUDIES = {  # script and flags
     "neuron-sparsity": ("Resnet18", NEURON),
     "weight-sparsity": ("Resnet18", WEIGHT),
@@ -73,6 +75,12 @@ def assert_same_run(theirs: dict, ours: dict, exact: bool) -> None:
             assert torch.equal(tensor, ours["model"][name]), name
 
 
+def finals(folder) -> dict[str, dict]:
+    """What the runs in a folder ended with, each by what it is a run of, but for the device."""
+    found = [runs.load(path) for path in folder.rglob("final.pt")]
+    return {json.dumps({**final["config"], "device": ""}, sort_keys=True): final for final in found}
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_every_script_and_study_does_what_it_does_on_the_cpu(study, call, photos, accelerator, tmp_path):
     script, flags = STUDIES[study]
@@ -81,14 +89,11 @@ def test_every_script_and_study_does_what_it_does_on_the_cpu(study, call, photos
         places = {"output_dir": tmp_path / device / "out", "run_dir": tmp_path / device / "state"}
         status, _, error = call(script, f"{flags} --device {device}", **images, **places)
         assert (status, error) == (0, "")
-    finals = [
-        {path.parent.name.rpartition("-")[0]: path for path in sorted((tmp_path / device).rglob("final.pt"))}
-        for device in ("cpu", accelerator)
-    ]
-    assert finals[0].keys() == finals[1].keys() != set()
     exact = accelerator == "pretend"
-    for name, path in finals[0].items():
-        assert_same_run(runs.load(path), runs.load(finals[1][name]), exact)
+    theirs, ours = (finals(tmp_path / device / "state") for device in ("cpu", accelerator))
+    assert theirs.keys() == ours.keys() != set()
+    for config in theirs:
+        assert_same_run(theirs[config], ours[config], exact)
     made = [{path.name for path in (tmp_path / device / "out").rglob("*.*")} for device in ("cpu", accelerator)]
     assert made[0] == made[1]
     for theirs in (tmp_path / "cpu" / "out").rglob("*.csv") if exact else ():
@@ -198,13 +203,14 @@ def test_auto_takes_the_accelerator_and_its_protocol(call, accelerator, tmp_path
 
 
 def test_a_second_device_is_taken_when_it_is_named(call, pretended, tmp_path):
-    seen = []
-    honest = data.load
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "load", lambda constants: seen.append(honest(constants)) or seen[-1])
-        status, _, error = call("SGD_noise", f"{SHORT} --device pretend:1")
+    memory = torch.get_device_module("pretend")
+    for ordinal in range(2):
+        memory.reset_peak_memory_stats(ordinal)
+    before = memory.max_memory_allocated(0)
+    status, _, error = call("SGD_noise", "--precision fp32 --epochs 1 --device pretend:1")
     assert (status, error) == (0, "")
-    assert str(seen[0].train.images.device) == "pretend:1"
+    assert memory.max_memory_allocated(0) == before
+    assert memory.max_memory_allocated(1) > 2**20
 
 
 @pytest.mark.parametrize(
@@ -230,7 +236,7 @@ def test_without_an_accelerator_only_the_cpu_is_taken(device, call):
 
 # Launches and waits ----------------------------------------------------------------------------------------------
 
-STEPS, BATCH = 64, 128
+STEPS, BATCH = 40, 64
 NETWORK = {"name": "resnet18", "classes": 10, "channels": 3, "width": 2, "stem": "cifar", "activation": "relu"}
 ALL = ("crop", "flip", "cutout")
 
@@ -297,7 +303,9 @@ def one_epoch(device: torch.device, tmp_path, monkeypatch, augmentation=ALL, tar
     )
     honest, probe = training.train, Probe()
     monkeypatch.setattr(training, "train", lambda run, batches, those: honest(run, batches, [probe, *those]))
-    monkeypatch.setattr(DSPruning, "look", probe.leaving_out(DSPruning.look))
+    # A look ends where the units are followed that were cut.
+    for owner, name in ((DSPruning, "look"), (UnitWatch, "follow")):
+        monkeypatch.setattr(owner, name, probe.leaving_out(getattr(owner, name)))
     extra = [DSPruning(Task(target, "neuron", 0, 8, constants), Constants())] if target else []
     run = runs.Run(tmp_path, "run", {})
     final = training.fit(constants, noise(device), run, NETWORK, 0.1, 0, extra, cuts=bool(target))

@@ -33,6 +33,8 @@ from tests.pretend.tensor import Pretend, dispatch, overload
 # What makes tensors on the host, in pinned memory where it is asked to.
 MAKING = ("empty", "empty_like", "empty_strided", "full", "full_like", "ones", "ones_like", "rand", "randn", "tensor")
 MAKING += ("zeros", "zeros_like")
+# What CUDA has kernels of, and torch takes apart for a device that it does not know.
+DECOMPOSED = ("silu_backward", "mish_backward", "native_channel_shuffle")
 
 
 class Unsupported(Exception):
@@ -101,6 +103,8 @@ def register() -> None:
     for name in ("empty.memory_format", "empty_strided"):
         library.impl(name, making(name), "PrivateUse1")
     library.impl("_copy_from", copy_from, "PrivateUse1")  # in torch.tensor, which goes past the tensors' own class
+    for name in DECOMPOSED:
+        library.impl(name, launching(name), "PrivateUse1")
     fallbacks.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in autocast.ALL:
         library.impl(name, autocast.casting(name), "AutocastPrivateUse1")
@@ -119,6 +123,11 @@ def making(name: str):
         return Pretend(kernel(*args, device=torch.device("cpu"), **kwargs), machine.ordinal(device))
 
     return make
+
+
+def launching(name: str):
+    """An operation that torch would take apart for a device that has no kernel of it."""
+    return lambda *args, **kwargs: dispatch(overload(name), args, kwargs)
 
 
 def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:

@@ -141,6 +141,10 @@ class Operation:
     written: tuple[int | str, ...]  # the arguments that it writes into: places, or names
 
 
+def has_kernel(func: torch._ops.OpOverload) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")
+
+
 @cache
 def operation(func: torch._ops.OpOverload) -> Operation:
     arguments = func._schema.arguments
@@ -155,7 +159,7 @@ def operation(func: torch._ops.OpOverload) -> Operation:
         launched=not (func.is_view or torch.Tag.inplace_view in func.tags or name in NOT_LAUNCHED),
         seeded=torch.Tag.nondeterministic_seeded in func.tags,
         generator=any(argument.name == "generator" for argument in arguments),
-        composite=func._can_decompose(),
+        composite=func._can_decompose() and not has_kernel(func),
         written=tuple(written),
     )
 
