@@ -404,23 +404,78 @@ def start(settings, dataset: data.Dataset, network: dict, learning_rate: float, 
     return training
 
 
-def fit(
-    settings,
-    dataset: data.Dataset,
-    run: Run,
-    network: dict,
-    learning_rate: float,
-    seed: int,
-    extra: list[Callback],
-    cuts: bool = False,
-) -> dict:
-    """Trains one network, or goes on where it stopped, or reads what it left: the content of the run's final.pt.
+class Fitting:
+    """One network that is ready to train, or to go on where its run stopped.
 
     Args:
         settings: what all runs of the script have in common.
         network: the arguments of `models.build`.
         extra: callbacks that act on the gradients or prune, in their order.
         cuts: whether channels may be cut out.
+    """
+
+    def __init__(
+        self,
+        settings,
+        dataset: data.Dataset,
+        run: Run,
+        network: dict,
+        learning_rate: float,
+        seed: int,
+        extra: list[Callback],
+        cuts: bool = False,
+    ):
+        self.settings, self.dataset, self.run, self.network = settings, dataset, run, network
+        self.seed, self.extra = seed, extra
+        self.training = start(settings, dataset, network, learning_rate, seed, cuts)
+        self.meters = Meters(settings.device)
+        self.watching = Watching(self.training.model, dataset.example.to(settings.device), self.training.passes)
+        self.training.watch = self.watching.watch
+        self.keeping = Keeping(run, [*extra, self.watching], self.meters, settings.checkpoint_steps)
+        for callback in extra:
+            callback.prepare(self.training)
+        self.keeping.resume(self.training)
+        examples = min(len(dataset.train), self.training.steps_per_epoch * settings.batch_size)
+        self.progress = Progress(run.label, self.training, self.meters, examples)
+
+    @property
+    def callbacks(self) -> list[Callback]:
+        last = [self.watching, Agreement(), Testing(self.dataset), self.keeping, self.progress]
+        return [self.meters, *self.extra, *last]
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        settings, training = self.settings, self.training
+        done, whole = (steps * training.passes for steps in (training.step, training.steps_per_epoch))
+        process = environment.rank(), environment.ranks()
+        rest = self.dataset.batches(settings.per_pass, self.seed, epoch, settings.augmentation, done, *process)
+        return distributed.together(islice(rest, whole - done))
+
+    def train(self) -> None:
+        try:
+            train(self.training, self.batches, self.callbacks)
+        finally:
+            self.progress.bar.close()
+            self.watching.watch.close()
+
+    def result(self) -> dict:
+        """What final.pt holds; see `fit`."""
+        training = self.training
+        model = training.groups.compact(training.model) if training.groups else training.model
+        return {
+            "config": self.run.config,
+            "network": self.network,
+            "image": list(self.dataset.example.shape[1:]),
+            "model": model.state_dict(),
+            "rows": self.keeping.rows,
+            "counts": self.watching.counts(),
+            **{type(callback).__name__: callback.state() for callback in self.extra},
+        }
+
+
+def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dict:
+    """Trains one network, or goes on where it stopped, or reads what it left: the content of the run's final.pt.
+
+    The arguments are those of `Fitting`.
 
     Returns:
         config; network; image [C, H, W]; model (the state dict, without padding); rows (a dict an epoch); counts (of
@@ -435,39 +490,8 @@ def fit(
         print(f"{run.label}: finished before, in {run.folder}")
         return finished
     with run.locked(), memory_watched():
-        training = start(settings, dataset, network, learning_rate, seed, cuts)
-        example = dataset.example.to(settings.device)
-        meters, watching = Meters(settings.device), Watching(training.model, example, training.passes)
-        training.watch = watching.watch
-        keeping = Keeping(run, [*extra, watching], meters, settings.checkpoint_steps)
-        for callback in extra:
-            callback.prepare(training)
-        keeping.resume(training)
-        examples = min(len(dataset.train), training.steps_per_epoch * settings.batch_size)
-        progress = Progress(run.label, training, meters, examples)
-        callbacks = [meters, *extra, watching, Agreement(), Testing(dataset), keeping, progress]
-        process = environment.rank(), environment.ranks()
-
-        def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-            done, whole = (steps * training.passes for steps in (training.step, training.steps_per_epoch))
-            rest = dataset.batches(settings.per_pass, seed, epoch, settings.augmentation, done, *process)
-            return distributed.together(islice(rest, whole - done))
-
-        try:
-            train(training, batches, callbacks)
-        finally:
-            progress.bar.close()
-            watching.watch.close()
-        model = training.groups.compact(training.model) if training.groups else training.model
-        state = {
-            "config": run.config,
-            "network": network,
-            "image": list(dataset.example.shape[1:]),
-            "model": model.state_dict(),
-            "rows": keeping.rows,
-            "counts": watching.counts(),
-            **{type(callback).__name__: callback.state() for callback in extra},
-        }
-        run.save_final(state)
-    # Not `state`: what a caller gets is the same, on the host, whether the run was trained now or before.
+        fitting = Fitting(settings, dataset, run, *arguments, **options)
+        fitting.train()
+        run.save_final(fitting.result())
+    # Not what was just saved: what a caller gets is the same, on the host, whether the run was trained now or before.
     return run.final()
