@@ -15,6 +15,14 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # two test processes share the cores
 
+from tests import pretend  # noqa: E402  (found by the path above)
+
+try:
+    pretend.install()
+    NO_PRETENDING = ""
+except pretend.Unsupported as reason:
+    NO_PRETENDING = str(reason)
+
 
 def script_module(name: str):
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
@@ -94,11 +102,7 @@ def photos(tmp_path_factory):
 @pytest.fixture
 def pretended():
     """The pretend accelerator, for one test; the test is skipped where it cannot be had."""
-    from tests import pretend
-
-    try:
-        pretend.install()
-    except pretend.Unsupported as reason:
-        pytest.skip(str(reason))
+    if NO_PRETENDING:
+        pytest.skip(NO_PRETENDING)
     with pretend.on():
         yield torch.device("pretend:0")

@@ -366,3 +366,8 @@ def test_switched_off_it_makes_no_tensors(pretended):
     with pytest.raises(RuntimeError, match="the pretend accelerator is off"):
         torch.ones(2, device=pretended)
     assert kept.tolist() == [1, 1]
+
+
+def test_what_is_made_on_another_device_is_made_there_while_it_is_on(pretended):
+    with torch.device("meta"):
+        assert torch.nn.Linear(2, 2).weight.device.type == torch.empty(2).device.type == "meta"

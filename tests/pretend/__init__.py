@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import _foreach_supported_types as in_optimizers
+from torch.utils._device import _device_constructors
 from torch.utils._foreach_utils import _foreach_supported_types as in_foreach
 from torch.utils._foreach_utils import _group_tensors_by_device_and_dtype
 
@@ -55,38 +56,33 @@ def counting():
 # Installing and switching ----------------------------------------------------------------------------------------
 
 
+@cache
 def install() -> None:
     """Makes torch know the device, for the rest of the process; it is there only while it is `on`.
 
+    To be called before the first backward pass of the process, at which autograd counts the devices.
+
     Raises:
-        Unsupported: where torch cannot have it, or has a real accelerator, whose place it would take.
+        Unsupported: where torch is too old for it, or there is a real accelerator, whose place it would take.
     """
-    if reason := failure():
-        raise Unsupported(reason)
-
-
-@cache
-def failure() -> str | None:
-    """Installs the device, once; why that cannot be done, or None."""
     if torch.accelerator.is_available():
-        return f"a pretend accelerator would hide {torch.accelerator.current_accelerator()}"
+        raise Unsupported(f"a pretend accelerator would hide {torch.accelerator.current_accelerator()}")
     try:
-        register()
-        with on():
-            tried = torch.ones(2, device="pretend", requires_grad=True)
-            (3 * tried).sum().backward()
-            return None if tried.grad.tolist() == [3, 3] else "the pretend accelerator computes wrong gradients"
-    except Exception as error:  # it stands on parts of torch that are still experimental
-        reason = str(error).splitlines()[0]
-        return f"torch {torch.__version__} cannot have a pretend accelerator ({type(error).__name__}: {reason})"
+        from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as setup
+    except ImportError:
+        raise Unsupported(f"torch {torch.__version__} takes no device that is written in Python; 2.10 does") from None
+    _device_constructors()  # it remembers what torch has; not what `on` puts in their place
+    register(setup)
+    with on():
+        tried = torch.ones(2, device="pretend", requires_grad=True)
+        (3 * tried).sum().backward()
+        assert tried.grad.tolist() == [3, 3]
 
 
 kept = []  # what torch forgets when nobody holds it
 
 
-def register() -> None:
-    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as setup
-
+def register(setup) -> None:
     class Hook(torch._C._acc.PrivateUse1Hooks):
         def is_available(self) -> bool:
             return machine.on
