@@ -217,13 +217,15 @@ def take_turns(constants) -> tuple[dict, dict, dict]:
 def peak_on_device(constants, kind: str) -> int:
     import torch
 
+    dataset, network = prepared(constants)
     torch.accelerator.reset_peak_memory_stats(constants.device)
-    one_turn(constants, kind)
+    with TemporaryDirectory() as folder:
+        KINDS[kind](constants, dataset, network, folder).turn()
     return torch.accelerator.max_memory_allocated(constants.device)
 
 
 def peak_on_host(options, kind: str, answers) -> None:
-    """In a process of its own: the most memory that it had, in bytes."""
+    """In a process of its own: the most memory that it had in a turn, in bytes. A loader's process is left out."""
     import threading
 
     import psutil
@@ -235,21 +237,19 @@ def peak_on_host(options, kind: str, answers) -> None:
         while not over.wait(0.01):
             peak = max(peak, own.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        process.keep_freed_memory()
-        one_turn(constants_of(options), kind)
-    finally:
-        over.set()
-        watcher.join()
-    answers.put(peak)
-
-
-def one_turn(constants, kind: str) -> None:
+    constants = constants_of(options)
     dataset, network = prepared(constants)
+    process.keep_freed_memory()  # from here on: what reading the images took is given back
+    watcher = threading.Thread(target=watch)
     with TemporaryDirectory() as folder:
-        KINDS[kind](constants, dataset, network, folder).turn()
+        trained = KINDS[kind](constants, dataset, network, folder)
+        watcher.start()
+        try:
+            trained.turn()
+        finally:
+            over.set()
+            watcher.join()
+    answers.put(peak)
 
 
 def peak_memory(constants, options, kind: str) -> int:

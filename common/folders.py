@@ -239,6 +239,7 @@ class Folder:
 
     def __post_init__(self):
         self.mean, self.deviation = torch.tensor(MEAN).to(self.device), torch.tensor(DEVIATION).to(self.device)
+        self.scale = data.at_every_pixel(self.mean, self.deviation, self.size, self.size)
 
     @property
     def example(self) -> Tensor:

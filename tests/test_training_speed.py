@@ -42,7 +42,6 @@ def test_on_an_accelerator_that_counts(printed, pretended):
     assert 0 < found["peak_memory_mib"]["bare"] < 100
     assert waits["bare"] == 2  # for the turn to begin, and to end
     assert waits["plain"] > 2 * 12  # two .item() a step
-    assert 0 < waits["whole"] < 12 < waits["plain"]
     assert launches["bare"] < launches["whole"] < launches["ds-pruning"]
 
 
