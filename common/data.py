@@ -263,10 +263,10 @@ def load(settings) -> Dataset:
     for array in (*train, *test):
         digest.update(np.ascontiguousarray(array).view(np.uint8))
     mean, deviation = statistics(train[0])
-    splits = [
-        Split(torch.from_numpy(np.ascontiguousarray(images)).to(settings.device), torch.from_numpy(labels).long().to(settings.device))
-        for images, labels in (train, test)
-    ]
+    splits = []
+    for images, labels in (train, test):
+        images, labels = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(labels).long()
+        splits.append(Split(images.to(settings.device), labels.to(settings.device)))
     mean, deviation = mean.to(settings.device), deviation.to(settings.device)
     return Dataset(settings.dataset, *splits, classes, mean, deviation, digest.hexdigest()[:16])
 
