@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from common import data, death, distributed, figures, report, units
+from common import data, death, distributed, figures, paper, report, units
 from common.errors import RunFailed
 from common.gradients import BatchNormPull, GradientClip, GradientNoise
 from common.results import exit_status
@@ -139,10 +139,8 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
     what = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
-    rates = sorted({row["learning_rate"] for row in rows}) if settings.dataset == "cifar10" else []
-    shares = [share for rate in rates for share in published_share(settings.script, rate)]
-    published = {"": {"paper": shares}} if shares else {}
-    report.epochs_figure({"": grouped(rows, line_name)}, curves, what, published)
+    shares = published(settings.dataset, rows)
+    report.epochs_figure({"": grouped(rows, line_name)}, curves, what, {"": {"paper": shares}} if shares else {})
     by_line: dict[str, list] = {}
     for final in finals:
         counts = units.history(final["counts"])
@@ -215,25 +213,20 @@ def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str]) -> list[
     return drawn
 
 
-# The paper's counts of "pruned neurons" per epoch, of the 576 units that it watches.
-PUBLISHED_UNITS = 576
-PUBLISHED = {0.01: 300, 0.025: 340, 0.05: 370}
-PUBLISHED_NOISE = {0.01: 290, 0.025: 310, 0.05: 330}
+def published(dataset: str, rows: list[dict]) -> list[float]:
+    """The paper's shares of dying units for what was done in these rows, in per cent, from the least up."""
+    done = {(row["activation"], row["noise_std"], row["learning_rate"]) for row in rows if not row["regularization"]}
+    found = {paper.dying_share(dataset, *one) for one in done}
+    return sorted(found - {None})
 
 
-def published_share(script: str, rate: float) -> list[float]:
-    """The paper's dying units in per cent of all, where it reports them for that learning rate."""
-    counts = PUBLISHED_NOISE if script == "SGD_noise" else PUBLISHED
-    return [100 * counts[rate] / PUBLISHED_UNITS] if rate in counts else []
-
-
-def published_beside(members: dict[str, str], rate: float) -> dict[str, list[float]]:
-    """Label -> the paper's shares, one label for scripts for which it reports the same."""
+def published_beside(dataset: str, lines: dict[str, list[dict]]) -> dict[str, list[float]]:
+    """Label -> the paper's shares, one label for lines for which it reports the same."""
     found: dict[tuple, list[str]] = {}
-    for script, line in members.items():
-        found.setdefault(tuple(published_share(script, rate)), []).append(line)
+    for name, rows in lines.items():
+        found.setdefault(tuple(published(dataset, rows)), []).append(name)
     return {
-        "paper" if len(found) == 1 else f"paper, {lines[0]}": list(shares) for shares, lines in found.items() if shares
+        "paper" if len(found) == 1 else f"paper, {names[0]}": list(shares) for shares, names in found.items() if shares
     }
 
 
@@ -273,13 +266,8 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
             named = {condition(*key): lines for key, lines in columns.items()}
-            published = {condition(*key): published_beside(members, key[1]) for key in columns if not key[0]}
-            report.epochs_figure(
-                named,
-                drawn[-1],
-                f"{title} on {report.dataset_name(settings.dataset)}",
-                published if settings.dataset == "cifar10" else {},
-            )
+            beside = {key: published_beside(settings.dataset, lines) for key, lines in named.items()}
+            report.epochs_figure(named, drawn[-1], f"{title} on {report.dataset_name(settings.dataset)}", beside)
         if name == "activations":
             alike = {script: line for script, line in members.items() if script in found}
             drawn += draw_fire_rates(settings, alike)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from common import accumulation, distributed, environment, folders, report
+from common import accumulation, distributed, environment, folders, paper, report
 from common.results import exit_status
 from common.runs import write_csv, write_text
 from common.sparsity_study import COLUMNS, empty_row, finished, row_of, summary
@@ -16,29 +16,6 @@ from common.training import Callback, Training
 
 OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
 OWN_COLUMNS += COLUMNS[len(OWN_COLUMNS) - 1 :]
-CLASSES = 1000  # of the images that the paper's numbers are for
-
-# Published, ResNet-50 on ImageNet: (method, target) -> accuracy, neuron and weight sparsity in per cent, training time,
-# training FLOPs and inference FLOPs as shares of the dense network's; None where the paper has no number.
-PAPER = {
-    ("dense", 0.0): (74.98, None, None, 1.0, 1.0, 1.0),
-    ("snap", 0.8): (28.28, 36.9, 81.4, 0.51, 0.32, 0.32),
-    ("snap", 0.9): (27.17, 56.0, 90.1, 0.48, 0.25, 0.25),
-    ("cropit-s", 0.8): (28.34, 36.9, 81.4, 0.52, 0.32, 0.32),
-    ("cropit-s", 0.9): (27.36, 53.2, 89.9, 0.47, 0.27, 0.27),
-    ("earlysnap", 0.8): (68.67, 51.7, 80.4, 0.95, 0.63, 0.63),
-    ("earlysnap", 0.9): (63.80, 66.6, 90.1, 0.75, 0.46, 0.45),
-    ("earlycrop-s", 0.8): (68.26, 51.6, 80.0, 0.94, 0.66, 0.66),
-    ("earlycrop-s", 0.9): (64.20, 66.6, 90.4, 0.82, 0.51, 0.50),
-    ("ds-pruning", 0.8): (69.98, 55.8, 80.0, 0.81, 0.57, 0.53),
-    ("ds-pruning", 0.9): (64.42, 68.1, 90.0, 0.61, 0.42, 0.34),
-    ("magnitude-unstructured", 0.8): (75.53, None, 80.0, None, None, None),
-    ("saliency", 0.8): (74.93, None, 80.0, None, None, None),
-    ("set", 0.8): (72.9, None, 80.0, None, 0.23, 0.23),
-    ("set", 0.9): (69.6, None, 90.0, None, 0.10, 0.10),
-    ("rigl", 0.8): (75.10, None, 80.0, None, 0.42, 0.42),
-    ("rigl", 0.9): (73.00, None, 90.0, None, 0.25, 0.24),
-}
 
 
 class Damage(Callback):
@@ -131,8 +108,9 @@ def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> l
     """Accuracy against weight sparsity, with the paper's DS-Pruning where the images are the paper's."""
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
-    line = {target: values[0] for (method, target), values in PAPER.items() if method == "ds-pruning"}
-    published = {"ds-pruning": line} if len(dataset.classes) == CLASSES else {}
+    theirs = paper.imagenet(len(dataset.classes))
+    line = {target: values[0] for (method, target), values in theirs.items() if method == "ds-pruning"}
+    published = {"ds-pruning": line} if line else {}
     title = f"ResNet-50 on {report.dataset_name(settings.dataset)}"
     path = folder / "imagenet.png"
     axis = "Weight sparsity (%)"  # to a whole per cent, so that all lines end at one place and labels find room
@@ -142,13 +120,13 @@ def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> l
 
 # The paper's table: title -> the value of one of our rows, and of the paper's, as it is shown.
 CELLS = (
-    ("Accuracy (%)", "{:.2f}", lambda row: 100 * row["test_accuracy"], lambda paper: paper[0]),
-    ("Top-5 (%)", "{:.2f}", lambda row: 100 * row["test_top5_accuracy"], lambda paper: None),
-    ("Neuron sparsity (%)", "{:.1f}", lambda row: 100 * row["neuron_sparsity"], lambda paper: paper[1]),
-    ("Weight sparsity (%)", "{:.1f}", lambda row: 100 * row["weight_sparsity"], lambda paper: paper[2]),
-    ("Training speedup", "{:.2f}", lambda row: row["training_speedup"], lambda paper: paper[3] and 1 / paper[3]),
-    ("Training FLOPs", "{:.2f}", lambda row: row["training_flops_ratio"], lambda paper: paper[4]),
-    ("Inference FLOPs", "{:.2f}", lambda row: row["inference_flops_ratio"], lambda paper: paper[5]),
+    ("Accuracy (%)", "{:.2f}", lambda row: 100 * row["test_accuracy"], lambda theirs: theirs[0]),
+    ("Top-5 (%)", "{:.2f}", lambda row: 100 * row["test_top5_accuracy"], lambda theirs: None),
+    ("Neuron sparsity (%)", "{:.1f}", lambda row: 100 * row["neuron_sparsity"], lambda theirs: theirs[1]),
+    ("Weight sparsity (%)", "{:.1f}", lambda row: 100 * row["weight_sparsity"], lambda theirs: theirs[2]),
+    ("Training speedup", "{:.2f}", lambda row: row["training_speedup"], lambda theirs: theirs[3] and 1 / theirs[3]),
+    ("Training FLOPs", "{:.2f}", lambda row: row["training_flops_ratio"], lambda theirs: theirs[4]),
+    ("Inference FLOPs", "{:.2f}", lambda row: row["inference_flops_ratio"], lambda theirs: theirs[5]),
 )
 
 
@@ -170,9 +148,9 @@ def markdown(rows: list[dict]) -> str:
     lines = [titles, ["---"] * len(titles)]
     for (method, target), group in groups.items():
         reached = [row for row in group if row["test_accuracy"] is not None]
-        paper = PAPER.get((method, target), (None,) * 6)
+        published = paper.IMAGENET.get((method, target), (None,) * 6)
         name = report.NAMES.get(method, method)
-        values = [cell(shape, [ours(row) for row in reached], theirs(paper)) for _, shape, ours, theirs in CELLS]
+        values = [cell(shape, [ours(row) for row in reached], theirs(published)) for _, shape, ours, theirs in CELLS]
         lines.append([name, f"{100 * target:g}" if target else "-", *values])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     seeds, epochs = len({row["seed"] for row in rows}), {row["epochs"] for row in rows} - {None}

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from common import accumulation, comparison, data, devices, figures, report, saved, sparsity
+from common import accumulation, comparison, data, devices, figures, paper, report, saved, sparsity
 from common.errors import RunFailed
 from common.gradients import BatchNormPull
 from common.models import build
@@ -182,27 +182,12 @@ def summary(rows: list[dict]) -> str:
     return report.table(header.split(), cells)
 
 
-# Published test accuracy in per cent, read off the paper's figures.
-PAPER = {
-    ("Resnet18", "neuron-sparsity"): (92.8, 92.5, 91.8, 91.4, 90.8, 89.2, 86.3),
-    ("Resnet18", "weight-sparsity"): (93.0, 92.6, 92.1, 91.6, 91.4, 90.7, 88.5),
-    ("LeakyReLU", "neuron-sparsity"): (90.7, 90.0, 88.5, 88.0, 86.4, 83.8, 82.0),
-    ("LeakyReLU", "weight-sparsity"): (91.4, 90.9, 90.2, 91.0, 88.9, 86.4, 84.9),
-}
-PAPER_TARGETS = {
-    "neuron-sparsity": (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
-    "weight-sparsity": (0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98),
-}
-
-
 def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
     kind, title = SPARSITY[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
-    published = {}
-    if settings.dataset == "cifar10" and (settings.script, settings.study) in PAPER:
-        line = zip(PAPER_TARGETS[settings.study], PAPER[settings.script, settings.study], strict=True)
-        published = {"ds-pruning": dict(line)}
+    theirs = paper.accuracies(settings.dataset, settings.activation, kind)
+    published = {"ds-pruning": theirs["ds-pruning"]} if theirs else {}
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
     axis = f"{kind.capitalize()} sparsity (%)"  # to a whole per cent, so that all lines end at one place

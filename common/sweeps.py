@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from common import accumulation, data, death, figures, report, trends
+from common import accumulation, data, death, figures, paper, report, trends
 from common.errors import RunFailed, UserError
 from common.names import SWEEPS
 from common.results import exit_status, rows_to_extend
@@ -33,12 +33,6 @@ COLUMNS = [
     "device",
     "seconds",
 ]
-# The paper's bars: counts of dead units.
-PUBLISHED = {
-    "batch-size": {16: 3120, 32: 1570, 64: 785, 128: 395, 256: 200},
-    "learning-rate": {0.01: 1960, 0.025: 1890, 0.05: 1800, 0.075: 1740, 0.1: 1680},
-    "regularization": {0.0: 0, 9e-8: 4800, 9e-7: 5200, 9e-6: 8300, 9e-5: 40200},
-}
 
 
 def equal_steps(settings: SimpleNamespace) -> tuple[int, int]:
@@ -176,7 +170,7 @@ def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder:
     study, swept = settings.study, SWEEPS[settings.study]
     title = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
     paths = [folder / f"{study}{ending}.png" for ending in Tables.ENDINGS]
-    published = PUBLISHED[study] if settings.dataset == "cifar10" else {}
+    published = paper.dead_units(settings.dataset, settings.activation, study)
     groups = accumulation.grouped(tables.rows[""], lambda row: row["footing"])
     lines = {
         footing: accumulation.grouped(rows, lambda row: line_name(row, study, tables.rows[""]))

@@ -8,7 +8,7 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from common import accumulation, figures, names, report, runs, sweeps, training
+from common import accumulation, figures, names, paper, report, runs, sweeps, training
 from common.runs import read_csv
 from tests.test_settings import assert_refused, script_module
 
@@ -202,7 +202,7 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     ]
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
-    published, missed = sweeps.PUBLISHED["learning-rate"], [f"learning-rate {rate} seed 2" for rate in range(20)]
+    published, missed = paper.DEAD["learning-rate"], [f"learning-rate {rate} seed 2" for rate in range(20)]
     figures.sweep_figure({"epochs": {"λ 0.01": rows}}, "learning_rate", tmp_path / "figure.png", "x", published, missed)
     drawn[0].draw_without_rendering()
     assert max(text.get_window_extent().x1 for text in drawn[0].findobj(Text)) <= drawn[0].bbox.x1
