@@ -12,3 +12,12 @@ SWEEPS = {"batch-size": "batch_size", "learning-rate": "learning_rate", "regular
 # study -> what is to be sparse
 SPARSITY = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
 MEASURES = {**SPARSITY, "imagenet": "weight"}
+
+ACTIVATION_LABELS = {"relu": "ReLU", "leaky-relu": "Leaky ReLU", "swish": "Swish"}
+SPARSITY_LABELS = {"neuron-sparsity": "Neuron sparsity", "weight-sparsity": "Weight sparsity"}
+COLUMN_LABELS = {
+    "footing": "at equal",
+    "batch_size": "batch size",
+    "learning_rate": "learning rate",
+    "regularization": "λ",
+}
