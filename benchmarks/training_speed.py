@@ -169,7 +169,7 @@ def constants_of(options) -> SimpleNamespace:
     own = {"dataset": options.dataset, "data_dir": options.data_dir, "device": device, "steps": options.steps}
     own |= {"precision": devices.pick_precision("auto", device), "activation": "relu", "momentum": 0.9, "passes": 1}
     own |= {"batch_size": options.batch_size, "per_pass": options.batch_size, "width": options.width}
-    own |= {"epochs": options.rounds + WARM_UP, "rounds": options.rounds}
+    own |= {"epochs": options.rounds + WARM_UP, "rounds": options.rounds, "kinds": options.kinds}
     own |= {"warmup": 0.2, "settle": 0.75, "patience": 2, "regularization": [0.0], "study": "neuron-sparsity"}
     own |= {"image_size": 32, "workers": 2}
     return SimpleNamespace(**settings.ABSENT | recipe | own)
@@ -195,11 +195,11 @@ def take_turns(constants) -> tuple[dict, dict, dict]:
     import torch
 
     dataset, network = prepared(constants)
-    device, seconds, testing = constants.device, {name: [] for name in KINDS}, {name: [] for name in KINDS}
+    device, seconds, testing = constants.device, *({name: [] for name in constants.kinds} for _ in range(2))
     counting = getattr(torch.get_device_module(device), "counting", nullcontext)
     seen = {}
     with TemporaryDirectory() as folder:
-        trained = {name: make(constants, dataset, network, folder) for name, make in KINDS.items()}
+        trained = {name: KINDS[name](constants, dataset, network, folder) for name in constants.kinds}
         for number in range(WARM_UP + constants.rounds):
             for name, each in trained.items():
                 with counting() as counts:
@@ -287,10 +287,10 @@ def measured(options) -> dict:
         "steps": constants.steps,
         "rounds": constants.rounds,
         "images_per_second": {name: round(images / statistics.median(took)) for name, took in seconds.items()},
-        "over_bare": {name: over(seconds["bare"], seconds[name]) for name in ("whole", "ds-pruning", "plain")},
-        "whole_over_plain": over(seconds["plain"], seconds["whole"]),
-        "testing_seconds": round(statistics.median(testing["whole"]), 2),
-        "peak_memory_mib": {name: round(peak_memory(constants, options, name) / 2**20) for name in KINDS},
+        "over_bare": {name: over(seconds["bare"], seconds[name]) for name in seconds if "bare" in seconds},
+        "over_plain": {name: over(seconds["plain"], seconds[name]) for name in seconds if "plain" in seconds},
+        "testing_seconds": {name: round(statistics.median(took), 2) for name, took in testing.items() if any(took)},
+        "peak_memory_mib": {name: round(peak_memory(constants, options, name) / 2**20) for name in seconds},
     }
     if any(seen.values()):
         steps = constants.steps
@@ -313,6 +313,7 @@ def main():
     parser.add_argument("--batch-size", type=settings.reader("BATCH_SIZE"), default=128)
     parser.add_argument("--steps", type=settings.reader("STEPS", settings.COUNT), default=90, help="of a turn")
     parser.add_argument("--rounds", type=settings.reader("ROUNDS", settings.COUNT), default=5, help="turns of each")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of training, in this order")
     print(json.dumps(measured(parser.parse_args())))
 
 

@@ -30,8 +30,16 @@ def test_on_the_cpu(printed):
     assert found["images_per_second"].keys() == found["peak_memory_mib"].keys() == KINDS
     assert all(rate > 0 for rate in found["images_per_second"].values())
     assert all(100 < size < 8192 for size in found["peak_memory_mib"].values())
-    assert found["testing_seconds"] > 0
+    assert found["testing_seconds"].keys() == {"whole", "ds-pruning"}
+    assert found["over_bare"]["bare"] == found["over_plain"]["plain"] == 1
     assert "launches_per_step" not in found
+
+
+def test_one_kind_alone(printed):
+    status, output, _ = printed(f"{SMALL} --device cpu --kinds whole")
+    found = json.loads(output)
+    assert (status, found["over_bare"]) == (0, {})
+    assert found["images_per_second"].keys() == found["peak_memory_mib"].keys() == {"whole"}
 
 
 def test_on_an_accelerator_that_counts(printed, pretended):
