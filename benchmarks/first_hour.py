@@ -28,7 +28,7 @@ from common.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SPEED = "benchmarks/training_speed.py"
-SPEED_FLAGS = {"--dataset", "--data-dir", "--width", "--batch-size", "--steps", "--rounds"}
+SPEED_FLAGS = {"--dataset", "--data-dir", "--width", "--batch-size", "--steps", "--rounds", "--kinds", "--no-memory"}
 STUDIES = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")  # whose accumulation study is run
 TARGETS = {
     "neuron-sparsity": ("0.8", "0.5", "0.9", "0.7", "0.6", "0.75", "0.85"),
@@ -86,7 +86,7 @@ def flags_of(path: str) -> set[str]:
 
 def for_script(path: str, flags: list[str]) -> list[str]:
     known = flags_of(path)
-    return [word for group in groups_of(flags) if group[0].replace("--no-", "--") in known for word in group]
+    return [word for group in groups_of(flags) if {group[0], group[0].replace("--no-", "--")} & known for word in group]
 
 
 # Steps -----------------------------------------------------------------------------------------------------------
@@ -129,7 +129,7 @@ def trainings_at_a_time(hour: Hour, deadline: float) -> int:
     if "jobs" not in hour.state:
         best, rates = 1, {}
         for count in [count for count in AT_ONCE if count <= (os.cpu_count() or 1)]:
-            flags = ("--width", "64", "--kinds", "whole", "--rounds", "3")
+            flags = ("--width", "64", "--kinds", "whole", "--rounds", "3", "--no-memory")
             share = threads(count)
             trial = [hour.script(SPEED, f"trial-{count}-{number}", *flags, threads=share) for number in range(count)]
             try:
@@ -200,15 +200,25 @@ def left_by(log: Path) -> str:
 
 
 def accumulation(hour: Hour, deadline: float) -> str:
-    jobs = trainings_at_a_time(hour, deadline)
-    output = Path(hour.options.output_dir)
-    commands = [
-        hour.script(
-            f"{name}.py", f"accumulation-{name}", "--protocol", "gpu", *hour.places(output), threads=threads(jobs)
+    """The trainings side by side, with figures of no use; then, one after another, the figures, which scripts share."""
+    jobs, parts = trainings_at_a_time(hour, deadline), hour.folder / "parts" / "accumulation"
+    commands = {
+        name: hour.script(
+            f"{name}.py", f"accumulation-{name}", "--protocol", "gpu", *hour.places(parts / name), threads=threads(jobs)
         )
         for name in STUDIES
+    }
+    training_ends = deadline - TABLE * (deadline - time.monotonic())
+    done = [command.log for command in run_all(list(commands.values()), jobs, training_ends)]
+    shutil.rmtree(parts, ignore_errors=True)
+    tables = [
+        hour.script(
+            f"{name}.py", f"accumulation-{name}", "--protocol", "gpu", *hour.places(Path(hour.options.output_dir))
+        )
+        for name, command in commands.items()
+        if command.log in done
     ]
-    return ", ".join(left_by(command.log) for command in run_all(commands, jobs, deadline))
+    return ", ".join(left_by(command.log) for command in run_all(tables, 1, deadline + PATIENCE_FOR_TABLES))
 
 
 def given(path: str, flags: list[str]) -> dict:
@@ -263,7 +273,7 @@ def do(hour: Hour, name: str) -> str:
         hour.state[name] = {"key": key, "result": result}
         hour.save()
     except OutOfTime as error:
-        result = f"out of time: {error or 'the same command goes on'}"
+        result = f"out of time: {str(error) or 'the same command goes on'}"
     except Failed as error:
         result = f"failed: {error}"
     print(f"{name}: {result.split(':')[0]} after {(time.monotonic() - begun) / 60:.1f} minutes", flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-PATIENCE = 60.0  # seconds that a command has to save what it has, when it is told to stop
+PATIENCE = 30.0  # seconds that a command has to save what it has, when it is told to stop
 GLANCE = 0.2  # seconds between two looks at what runs
 
 
@@ -40,16 +40,17 @@ def begin(command: Command) -> subprocess.Popen:
         return subprocess.Popen(command.words, stdout=log, stderr=log, env=environment, **alone)
 
 
-def stop(started: list[subprocess.Popen], patience: float = PATIENCE) -> None:
-    """Ends processes and all that they started: as Ctrl-C does, and after `patience` seconds without asking."""
+def stop(started: list[subprocess.Popen]) -> None:
+    """Ends processes and all that they started: as Ctrl-C does, and after PATIENCE seconds without asking."""
     trees = []
     for process in started:
         with suppress(psutil.NoSuchProcess):
             whole = psutil.Process(process.pid)
             trees += [whole, *whole.children(recursive=True)]
-        with suppress(OSError):
+    for process in trees:
+        with suppress(psutil.NoSuchProcess, OSError):
             process.send_signal(signal.CTRL_BREAK_EVENT if os.name == "nt" else signal.SIGINT)
-    _, left = psutil.wait_procs(trees, patience)
+    _, left = psutil.wait_procs(trees, PATIENCE)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.kill()

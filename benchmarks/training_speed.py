@@ -15,6 +15,7 @@ A turn of the middle two is an epoch; testing after it is timed apart. Prints on
 of the turns' ratios. Where the device counts them, launches a step and waits of the host a turn are in it too.
 """
 
+import argparse
 import json
 import statistics
 import sys
@@ -290,8 +291,9 @@ def measured(options) -> dict:
         "over_bare": {name: over(seconds["bare"], seconds[name]) for name in seconds if "bare" in seconds},
         "over_plain": {name: over(seconds["plain"], seconds[name]) for name in seconds if "plain" in seconds},
         "testing_seconds": {name: round(statistics.median(took), 2) for name, took in testing.items() if any(took)},
-        "peak_memory_mib": {name: round(peak_memory(constants, options, name) / 2**20) for name in seconds},
     }
+    if options.memory:
+        found["peak_memory_mib"] = {name: round(peak_memory(constants, options, name) / 2**20) for name in seconds}
     if any(seen.values()):
         steps = constants.steps
         found["launches_per_step"] = {name: round(each.launches.total() / steps, 1) for name, each in seen.items()}
@@ -314,6 +316,9 @@ def main():
     parser.add_argument("--steps", type=settings.reader("STEPS", settings.COUNT), default=90, help="of a turn")
     parser.add_argument("--rounds", type=settings.reader("ROUNDS", settings.COUNT), default=5, help="turns of each")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of training, in this order")
+    parser.add_argument(
+        "--memory", action=argparse.BooleanOptionalAction, default=True, help="a turn more of each kind"
+    )
     print(json.dumps(measured(parser.parse_args())))
 
 

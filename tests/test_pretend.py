@@ -10,7 +10,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from common.models import build
-from tests.pretend import counting, on
+from tests.pretend import counting
+from tests.pretend.machine import machine
 
 NETWORK = {"name": "resnet18", "activation": "relu", "width": 4, "channels": 3, "classes": 10}
 
@@ -359,10 +360,9 @@ def test_a_test_that_does_not_ask_for_the_device_does_not_find_it():
     assert not torch.zeros(2).is_pinned()
 
 
-def test_switched_off_it_makes_no_tensors(pretended):
+def test_switched_off_it_makes_no_tensors(pretended, monkeypatch):
     kept = torch.ones(2, device=pretended)
-    with on():
-        pass
+    monkeypatch.setattr(machine, "on", False)
     with pytest.raises(RuntimeError, match="the pretend accelerator is off"):
         torch.ones(2, device=pretended)
     assert kept.tolist() == [1, 1]

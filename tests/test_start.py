@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise", "Imagenet")
 PRUNING = ("Resnet18", "LeakyReLU", "Imagenet")  # the scripts that do
-BENCHMARKS = ("ablation", "pruning", "training_speed", "watching")
+BENCHMARKS = ("ablation", "first_hour", "pruning", "training_speed", "watching")
 COMMANDS = [*(f"{script}.py" for script in SCRIPTS), *(f"benchmarks/{name}.py" for name in BENCHMARKS), "common.export"]
 
 OBSERVED = """
@@ -64,6 +64,8 @@ MISTAKES = [
     ("common.export", "--nonsense a b.pt2", "--nonsense"),
     ("common.export", "nowhere.pt network.pt2", "could not read nowhere.pt"),
     ("common.export", "a b.pt2 --image-size 2", "IMAGE_SIZE: got '2'"),
+    ("benchmarks/first_hour.py", "--minutes 0", "MINUTES: got '0'"),
+    ("benchmarks/first_hour.py", "-- --colour red", "--colour: no script has that flag"),
     ("benchmarks/training_speed.py", "--rounds 0", "ROUNDS: got '0'"),
     ("benchmarks/watching.py", "--steps 0", "STEPS: got '0'"),
     ("benchmarks/pruning.py", "--sparsity 1", "SPARSITIES: got '1'"),
