@@ -42,6 +42,30 @@ TARGETS = {"neuron": [0.8], "weight": [0.75, 0.9, 0.97]}
 HALF = {"evenness": 0.5}
 LONG = {**HALF, "settle": 0.8, "press_steps": 200}
 UNITS = {"evenness": 1.0, "floor": 0.5}  # what equal neuron sparsity has
+# Each score with one choice of its definition made otherwise. (Along DS-Pruning's plan the early two are the others.)
+FLOOR = {"floor": 0.5}  # that of DS-Pruning
+CHOICES = {
+    "": {},
+    ", summed over a group": {"combine": "sum"},
+    ", the largest of a group": {"combine": "maximum"},
+    ", training mode": {"training": True},
+    ", floor of 10 %": FLOOR,
+}
+SCORES = {"snap": "SNAP", "cropit-s": "CroPit-S", "earlysnap": "EarlySNAP", "earlycrop-s": "EarlyCroP-S"}
+RIVALS = {
+    f"{name}{choice}": {"method": method, **({"definition": made} if made else {})}
+    for method, name in {
+        "snap": "SNAP",
+        "cropit-s": "CroPit-S",
+        "earlysnap": "EarlySNAP",
+        "earlycrop-s": "EarlyCroP-S",
+    }.items()
+    for choice, made in CHOICES.items()
+} | {
+    f"{name}, plan and floor of DS-Pruning": {"method": method, "definition": {**FLOOR, "gradual": True}}
+    for method, name in list(SCORES.items())[:2]
+}
+RIVALS["EarlySNAP, training mode, floor of 10 %"] = {"method": "earlysnap", "definition": {**FLOOR, "training": True}}
 PARTS: dict[str, dict[str, dict[str, dict]]] = {
     "neuron": {
         "as it is": {"DS-Pruning": {}},
@@ -49,9 +73,8 @@ PARTS: dict[str, dict[str, dict[str, dict]]] = {
             "random": {"method": "random"},
             "its shape from scratch": {"method": "scratch"},
             "magnitude, 20 to 80 %": {"method": "magnitude", **LONG},
-            "EarlySNAP": {"method": "earlysnap"},
-            "EarlySNAP with a floor of 10 %": {"method": "earlysnap", "floored": True},
         },
+        "rivals": RIVALS,
         "plan, evenness 0.5, pressed for 200 steps": {
             "5 to 40 %, cubic, evenness 0": {**LONG, "warmup": 0.05, "settle": 0.4, "plan_power": 3.0, "evenness": 0.0},
             "10 to 60 %, quadratic": {**LONG, "warmup": 0.1, "settle": 0.6, "plan_power": 2.0},
@@ -113,9 +136,6 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
     if "per_weight" in changes:
         shared["per_weight"] = True
         METHODS["ds-pruning"] = forms.per_weight
-    if "floored" in changes:
-        shared["floored"] = True
-        METHODS["earlysnap"] = forms.floored
     try:
         final = sparsity_study.train_one(settled, dataset, shared, method, target, seed)
     finally:

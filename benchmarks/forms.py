@@ -1,9 +1,7 @@
-"""Forms of DS-Pruning and its rivals that ablation.py compares with those that are kept."""
+"""Forms of DS-Pruning that ablation.py compares with those that are kept."""
 
 from common.gradients import GradientNoise
 from common.pruning.ds_pruning import Constants, DSPruning
-from common.pruning.scores import AtEarlyEpoch, lowest_first, snap
-from common.pruning.task import within_floor
 
 
 class LiveNoise(GradientNoise):
@@ -40,14 +38,3 @@ class PerWeight(DSPruning):
 
 def per_weight(task):
     return [PerWeight(task, Constants.of(task.settings, task.measure))]
-
-
-class WithFloor(AtEarlyEpoch):
-    """Early pruning that leaves every layer as much as DS-Pruning does."""
-
-    def order(self, groups, score):
-        return within_floor(groups, lowest_first(groups, score), self.task.floor(groups, Constants().floor))
-
-
-def floored(task):
-    return [WithFloor(task, snap)]

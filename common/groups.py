@@ -135,6 +135,13 @@ class Groups:
             self._cache[key] = index.where(alive[index], len(self)).to(flat.device)
         return flat.new_zeros(len(self) + 1).index_add_(0, self._cache[key], flat)[:-1]
 
+    def largest(self, values: dict[str, Tensor]) -> Tensor:
+        """Layer -> [channels], for any layers, to [G]: the largest of each group's channels, on the CPU."""
+        found = torch.full((len(self) + 1,), -torch.inf, dtype=torch.float64)
+        for name, column in values.items():
+            found.scatter_reduce_(0, self.channels(name), column.double().cpu(), "amax")
+        return found[:-1]
+
     def all_dead(self, dead: Tensor, layers: Sequence[str]) -> Tensor:
         """bool [G]: the candidates all of whose units are dead.
 

@@ -5,6 +5,7 @@ import statistics
 import sys
 import time
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from common.models import build
 from common.names import MEASURES, SPARSITY
 from common.pruning import METHODS, NEEDS
 from common.pruning.ds_pruning import Constants
+from common.pruning.scores import definition_of
 from common.pruning.task import Task, Unreachable
 from common.results import exit_status, rows_to_extend
 from common.runs import Run, write_csv, write_text
@@ -86,13 +88,11 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
         "learning_rate": rate,
     }
     config["regularization"] = strength
-    if "ds-pruning" in (method, NEEDS.get(method)):
-        config["constants"] = vars(Constants.of(settings, task.measure))
-    elif method == "magnitude":  # along the same plan
-        plan = Constants.of(settings, task.measure)
-        config["constants"] = {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
+    pruning = METHODS[method](task)
+    for part in pruning:
+        config |= part.identity()
     parts = [
-        *METHODS[method](task),
+        *pruning,
         BatchNormPull(strength) if strength else None,
         Cost(dataset.example),
         *more,
@@ -210,7 +210,8 @@ def conditions(settings, shared: dict) -> dict:
     """All that the rows of one table have in common, as JSON gives it back."""
     own = {name: getattr(settings, name) for name in ("pruning_learning_rate", "regularization")}
     constants = Constants.of(settings, MEASURES[settings.study])
-    return json.loads(json.dumps({**shared, **own, "constants": vars(constants)}))
+    own |= {"constants": vars(constants), "definition": asdict(definition_of(settings))}
+    return json.loads(json.dumps({**shared, **own}))
 
 
 def identity(row: dict) -> tuple:

@@ -34,7 +34,7 @@ def batches(count=2, dtype=torch.float64):
 
 def with_gate(model, layer, channel, value):
     """A copy of the network that multiplies one unit's output by `value`."""
-    twin = bare_copy(model).train()
+    twin = bare_copy(model).eval()
 
     def multiply(_module, _inputs, output):
         gates = torch.ones(output.shape[1], dtype=output.dtype)
@@ -58,14 +58,14 @@ UNITS = [("act", 1), ("layer1.0.act1", 2), ("layer2.0.act2", 5), ("layer4.1.act2
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu", "swish"])
 def test_snap_is_the_derivative_of_the_loss_in_a_gate_on_the_unit(activation):
     model, groups = network(activation)
-    found = scores.snap(bare_copy(model).train(), groups, batches())
+    found = scores.snap(bare_copy(model).eval(), groups, batches())
     assert {name: len(values) for name, values in found.items()} == groups.layer_units
     for layer, channel in UNITS:
         slope = 0.0
         for batch in batches():
             above, below = (loss_of(with_gate(model, layer, channel, 1 + h), batch).item() for h in (1e-6, -1e-6))
-            slope += abs(above - below) / 2e-6
-        assert found[layer][channel] == pytest.approx(slope, rel=1e-5)
+            slope += (above - below) / 2e-6
+        assert found[layer][channel] == pytest.approx(abs(slope), rel=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky-relu", "swish"])
@@ -79,7 +79,7 @@ def test_cropit_is_the_derivative_of_the_gradient_flow_in_a_gate_on_the_unit(act
         return torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)])
 
     held = gradient(with_gate(model, *UNITS[0], 1.0))
-    found = scores.cropit(bare_copy(model).train(), groups, batches())
+    found = scores.cropit(bare_copy(model).eval(), groups, batches())
     for layer, channel in UNITS:
         above, below = (held @ gradient(with_gate(model, layer, channel, 1 + h)) for h in (1e-6, -1e-6))
         assert found[layer][channel] == pytest.approx(abs(above - below).item() / 2e-6, rel=1e-4)
@@ -92,15 +92,16 @@ def test_magnitude_ranks_the_filters_of_a_layer_by_their_l2_norm():
     assert found.argsort().tolist() == sorted(range(4), key=norms.__getitem__)
 
 
-def test_the_score_of_a_group_is_the_mean_over_its_units():
+@pytest.mark.parametrize(("how", "of"), [("mean", torch.mean), ("sum", torch.sum), ("maximum", torch.max)])
+def test_the_score_of_a_group_is_that_of_its_units_combined(how, of):
     _, groups = network()
     given = {name: torch.rand(count, dtype=torch.float64) for name, count in groups.layer_units.items()}
-    combined = scores.combine(groups, given)
-    stream = groups.couplings[0]
-    for number in range(stream.start, stream.start + stream.size):
+    combined = scores.combined(groups, given, how)
+    assert len(combined) == len(groups)
+    for number in range(len(groups)):
         mine = [given[name][groups.channels(name) == number] for name in given]
-        assert combined[number] == pytest.approx(torch.cat(mine).mean().item())
-    assert groups.units[stream.start] == 3
+        assert combined[number] == pytest.approx(of(torch.cat(mine)).item())
+    assert groups.units[groups.couplings[0].start] == 3
 
 
 def test_of_each_coupling_the_lowest_go_first_and_the_same_share_of_all():
@@ -118,8 +119,84 @@ def test_of_each_coupling_the_lowest_go_first_and_the_same_share_of_all():
 # How much, in how many rounds, when
 
 
-def test_the_rounds_halve_the_distance_to_the_goal():
-    assert scores.halving(0.8, 5) == pytest.approx([0.4, 0.6, 0.7, 0.75, 0.8])
+@pytest.mark.parametrize(
+    ("target", "rounds"),
+    [
+        (0.9, [0.5, 0.7, 0.8, 0.85, 0.875, 0.8875, 0.9]),
+        (0.8, [0.5, 0.65, 0.725, 0.7625, 0.78125, 0.790625, 0.8]),
+        (0.5, [0.25, 0.375, 0.4375, 0.46875, 0.484375, 0.4921875, 0.5]),
+        (0.3, [0.15, 0.225, 0.2625, 0.28125, 0.290625, 0.2953125, 0.3]),
+    ],
+)
+def test_the_rounds_are_those_of_the_authors(target, rounds):
+    assert scores.rounds(target) == pytest.approx(rounds)
+
+
+def pruned(criterion, target, definition, recorded):
+    """The network that a score at the start leaves; `recorded` sees each copy that is scored."""
+    model, groups = network(dtype=torch.float32)
+
+    def criterion_seen(copy, *rest):
+        recorded.append(copy)
+        return criterion(copy, *rest)
+
+    images, labels = (torch.cat(parts) for parts in zip(*batches(dtype=torch.float32), strict=True))
+    dataset = SimpleNamespace(train=images, batches=lambda *_: iter([(images, labels)]))
+    settings = SimpleNamespace(batch_size=12, per_pass=12, augmentation=(), definition=definition)
+    run = SimpleNamespace(model=model, groups=groups, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    callback = scores.AtStart(Task(target, "neuron", 0, 1, settings, None, dataset), criterion_seen, [target])
+    callback.prepare(run)
+    return callback, run
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("criterion", [scores.snap, scores.cropit])
+def test_a_copy_is_scored_in_the_mode_of_the_definition_and_the_network_is_as_before(criterion, training):
+    seen = []
+    callback, run = pruned(criterion, 0.0, {"training": training}, seen)
+    run.model.train()
+    before = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+    state = torch.get_rng_state()
+    callback.on_start(run)
+    assert [copy.training for copy in seen] == [training]
+    assert run.model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in run.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+    assert not any(module._forward_hooks for module in run.model.modules())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("criterion", [scores.snap, scores.cropit])
+def test_the_lowest_of_all_layers_go_first_and_an_emptied_layer_keeps_its_best(criterion):
+    callback, run = pruned(criterion, 0.9, {}, [])
+    groups = run.groups
+    copy = bare_copy(run.model).eval()
+    score = scores.combined(groups, criterion(copy, groups, scores.scoring_batches(callback.task, 0)))
+    callback.on_start(run)
+    best = [coupling.start + int(score[coupling.slice].argmax()) for coupling in groups.couplings]
+    assert groups.alive[best].all()
+    others = torch.ones(len(groups), dtype=torch.bool)
+    others[best] = False
+    kept, gone = score[others & groups.alive], score[others & ~groups.alive]
+    assert len(gone)
+    assert not len(kept) or kept.min() >= gone.max()
+
+
+def test_the_floor_of_a_definition_is_that_of_ds_pruning():
+    callback, run = pruned(scores.snap, 0.8, {"floor": 0.5}, [])
+    callback.on_start(run)
+    sizes = torch.tensor([coupling.size for coupling in run.groups.couplings])
+    assert (run.groups.widths >= (0.1 * sizes).ceil()).all()
+
+
+def test_a_definition_tells_runs_apart_and_only_those_of_the_four_scores(call, tmp_path):
+    methods = "dense random magnitude snap cropit-s earlysnap earlycrop-s"
+    flags = f"--study neuron-sparsity --sparsities 0.5 --epochs 3 --hold-out 1300 --methods {methods}"
+    assert call("Resnet18", flags)[0] == 0
+    found = {c["method"]: c.get("definition") for c in (runs.load(p)["config"] for p in tmp_path.rglob("final.pt"))}
+    four = {"training": False, "combine": "mean", "floor": 0.0, "gradual": False}
+    own = {"snap", "cropit-s", "earlysnap", "earlycrop-s"}
+    assert found == {method: four if method in own else None for method in methods.split()}
 
 
 RECORDED = [1.0, 0.5, 0.35, 0.3, 0.29, 0.29]

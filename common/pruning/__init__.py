@@ -19,13 +19,11 @@ METHODS: dict[str, Callable] = {
     "ds-pruning": later(
         "ds_pruning", lambda task, own: [own.DSPruning(task, own.Constants.of(task.settings, task.measure))]
     ),
-    "magnitude": later("scores", lambda task, own: [own.Gradually(task, own.magnitude)]),
-    "snap": later("scores", lambda task, own: [own.AtStart(task, own.snap, [task.target])]),
-    "cropit-s": later(
-        "scores", lambda task, own: [own.AtStart(task, own.cropit, own.halving(task.target, own.ROUNDS))]
-    ),
-    "earlysnap": later("scores", lambda task, own: [own.AtEarlyEpoch(task, own.snap)]),
-    "earlycrop-s": later("scores", lambda task, own: [own.AtEarlyEpoch(task, own.cropit)]),
+    "magnitude": later("scores", lambda task, own: [own.Evenly(task, own.magnitude)]),
+    "snap": later("scores", lambda task, own: own.at_start(task, own.snap, [task.target])),
+    "cropit-s": later("scores", lambda task, own: own.at_start(task, own.cropit, own.rounds(task.target))),
+    "earlysnap": later("scores", lambda task, own: own.early(task, own.snap)),
+    "earlycrop-s": later("scores", lambda task, own: own.early(task, own.cropit)),
     "magnitude-unstructured": later("sparse", lambda task, own: [own.Masked(task, own.everything, own.shrink)]),
     "saliency": later("sparse", lambda task, own: [own.Masked(task, own.most_salient)]),
     "set": later("sparse", lambda task, own: [own.Masked(task, own.random_by_layer, own.grow_at_random)]),

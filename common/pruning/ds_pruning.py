@@ -171,6 +171,9 @@ class DSPruning(Callback):
         self.task, self.constants = task, constants
         self.log: list[dict] = []
 
+    def identity(self) -> dict:
+        return {"constants": vars(self.constants)}
+
     def prepare(self, training: Training):
         groups, constants = training.groups, self.constants
         self.groups = groups

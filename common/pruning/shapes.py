@@ -30,6 +30,9 @@ class ShapeFromScratch(Callback):
     def __init__(self, task: Task):
         self.task = task
 
+    def identity(self) -> dict:
+        return {"constants": self.task.needs["config"]["constants"]}
+
     def on_start(self, training: Training):
         groups, final = training.groups, self.task.needs["DSPruning"]
         removed = torch.zeros(len(groups), dtype=torch.bool)

@@ -18,6 +18,11 @@ from common import names, paper, report
 ROOT = Path(__file__).parent.parent.parent
 MADE = "<!-- Written by `python -m common.reports.results`; edit the tables in plots/, or that command. -->\n"
 
+SCORES = ("snap", "cropit-s", "earlysnap", "earlycrop-s")
+VOID = """**Void in this table: SNAP, CroPit-S, EarlySNAP and EarlyCroP-S.** They were scored in training mode,
+which is not what their authors do.
+"""
+
 
 # Tables ----------------------------------------------------------------------------------------------------------
 
@@ -86,12 +91,15 @@ def sparsity_section(path: Path) -> str:
     dense = over_seeds(table[table["method"] == "dense"], ["method"], "test_accuracy")
     pruned = table[table["method"] != "dense"].dropna(subset=["test_accuracy"])
     published = paper.accuracies(settings["dataset"], settings["activation"], kind)
+    void = "definition" not in settings and pruned["method"].isin(SCORES).any()
     title = f"{names.ACTIVATION_LABELS[settings['activation']]}, {names.SPARSITY_LABELS[path.stem].lower()}"
     parts = [f"## {title}\n", f"{conditions(settings)}\n"]
     parts.append(
         f"Test accuracy in per cent at each target, mean ± standard deviation, {seeds_behind(pruned)}"
         + (f"; the dense network has {dense.iloc[0]}.\n" if len(dense) else ".\n")
     )
+    if void:
+        parts.append(VOID)
     parts.append(markdown(by_target(pruned, "test_accuracy")))
     parts.append("Inference FLOPs in per cent of the dense network's:\n")
     parts.append(markdown(by_target(pruned, "inference_flops_ratio")))
