@@ -1,4 +1,4 @@
-"""Methods against DS-Pruning: means over seeds, ranks, and paired differences with their intervals."""
+"""Methods against DS-Pruning: means over seeds, ranks, paired differences with their intervals, verdicts by a rule."""
 
 from collections import defaultdict
 
@@ -6,32 +6,68 @@ import numpy as np
 
 from common import report
 
-COLUMNS = ["target", "method", "seeds", "mean", "deviation", "rank", "difference", "low", "high"]
+COLUMNS = ["target", "method", "seeds", "mean", "deviation", "rank", "difference", "low", "high", "p", "verdict"]
 OURS = "ds-pruning"
+LEVEL = 0.05  # of the corrected p below which a difference is told
+AHEAD, BEHIND, OPEN = "ahead", "behind", "cannot be told"  # DS-Pruning is
+RULE = f"""
+The rule: at each target DS-Pruning is compared with every other method over the seeds that both have, by a paired
+t-test, and the p values of the target are corrected by Holm's method. DS-Pruning is ahead or behind where the corrected
+p is below {LEVEL:g}; else, and with one seed, it cannot be told. "Ahead of every method" holds where it is ahead of all,
+does not hold where it is behind one or more, and else cannot be told. Intervals are of single comparisons, not corrected.
+"""
 
 
 def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float | None, ...]:
-    """Mean of theirs - ours over the seeds that both have, and its 95 % interval (paired t-test).
+    """Mean of theirs - ours over the seeds that both have, and its 95 % interval and p (paired t-test, two-sided).
 
     Args:
         ours, theirs: seed -> accuracy in [0, 1].
 
     Returns:
-        mean, low, high; None for what the seeds cannot tell (an interval takes two).
+        mean, low, high, p; None for what the seeds cannot tell (an interval takes two).
     """
     seeds = sorted(ours.keys() & theirs.keys())
     if not seeds:
-        return None, None, None
+        return None, None, None, None
     mine, other = (np.array([accuracies[seed] for seed in seeds]) for accuracies in (ours, theirs))
-    difference = (other - mine).mean()
+    difference = float((other - mine).mean())
     if len(seeds) < 2:
-        return difference, None, None
+        return difference, None, None, None
     if np.ptp(other - mine) == 0:  # no spread: scipy divides by it
-        return difference, difference, difference
+        return difference, difference, difference, 0.0 if difference else 1.0
     from scipy import stats
 
-    interval = stats.ttest_rel(other, mine).confidence_interval(0.95)
-    return difference, float(interval.low), float(interval.high)
+    test = stats.ttest_rel(other, mine)
+    interval = test.confidence_interval(0.95)
+    return difference, float(interval.low), float(interval.high), float(test.pvalue)
+
+
+def holm(values: list[float]) -> list[float]:
+    """p values corrected for their number (Holm 1979): the k-th smallest of n times n - k + 1, and never below those
+    before it."""
+    corrected, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(np.argsort(values, kind="stable")):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        corrected[place] = largest
+    return corrected
+
+
+def judge(table: list[dict]) -> None:
+    """Corrects the p of a target's rows and writes the verdicts beside them, in place."""
+    told = [row for row in table if row["p"] is not None]
+    for row, p in zip(told, holm([row["p"] for row in told]), strict=True):
+        row["p"] = p
+        if p < LEVEL:
+            row["verdict"] = AHEAD if row["difference"] < 0 else BEHIND
+
+
+def claim(table: list[dict]) -> str:
+    """Whether DS-Pruning is ahead of every method in a target's rows."""
+    verdicts = {row["verdict"] for row in table if row["method"] != OURS}
+    if BEHIND in verdicts:
+        return "does not hold"
+    return "holds" if verdicts == {AHEAD} else OPEN
 
 
 def comparison(rows: list[dict]) -> list[dict]:
@@ -42,7 +78,7 @@ def comparison(rows: list[dict]) -> list[dict]:
 
     Returns:
         Rows with COLUMNS; accuracies in [0, 1], the deviation with n - 1 (None for one seed), differences to
-        DS-Pruning (None where it was not run).
+        DS-Pruning (None where it was not run), p corrected over the target's methods, and DS-Pruning's verdict.
     """
     found: dict[float, dict] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -51,36 +87,39 @@ def comparison(rows: list[dict]) -> list[dict]:
     table = []
     for target in sorted(found):
         methods = sorted(found[target].items(), key=lambda item: -np.mean(list(item[1].values())))
+        ranked = []
         for rank, (method, accuracies) in enumerate(methods, 1):
             values = list(accuracies.values())
-            against = paired(found[target].get(OURS, {}), accuracies) if method != OURS else (None, None, None)
-            cells = (
-                target,
-                method,
-                len(values),
-                float(np.mean(values)),
-                float(np.std(values, ddof=1)) if len(values) > 1 else None,
-                rank,
-                *against,
-            )
-            table.append(dict(zip(COLUMNS, cells, strict=True)))
+            against = paired(found[target].get(OURS, {}), accuracies) if method != OURS else (None,) * 4
+            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            cells = (target, method, len(values), float(np.mean(values)), spread, rank, *against)
+            ranked.append(dict(zip(COLUMNS, (*cells, OPEN if method != OURS else None), strict=True)))
+        judge(ranked)
+        table += ranked
     return table
 
 
 def markdown(table: list[dict]) -> str:
-    """The table in points of per cent."""
+    """The table in points of per cent, the claim at each target, and the rule."""
 
     def points(value: float | None, sign: str = "") -> str:
         return "-" if value is None else f"{100 * value:{sign}.2f}"
 
     lines = [
-        "| target (%) | rank | method | test accuracy (%) | seeds | against DS-Pruning (points) | 95 % interval |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| target (%) | rank | method | test accuracy (%) | seeds | against DS-Pruning (points) | 95 % interval | p | "
+        "DS-Pruning is |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in table:
         spread = "" if row["deviation"] is None else f" ± {points(row['deviation'])}"
         interval = "-" if row["low"] is None else f"{points(row['low'], '+')} to {points(row['high'], '+')}"
         cells = [f"{100 * row['target']:g}", row["rank"], report.NAMES.get(row["method"], row["method"])]
         cells += [f"{points(row['mean'])}{spread}", row["seeds"], points(row["difference"], "+"), interval]
+        cells += ["-" if row["p"] is None else f"{row['p']:.2g}", row["verdict"] or "-"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines) + "\n"
+    claims = []
+    for target in dict.fromkeys(row["target"] for row in table):
+        these = [row for row in table if row["target"] == target]
+        if OURS in {row["method"] for row in these} and len(these) > 1:
+            claims.append(f"- At {100 * target:g} %, DS-Pruning is ahead of every method: **{claim(these)}**.")
+    return "\n".join(lines) + "\n\n" + "".join(f"{line}\n" for line in claims) + RULE

@@ -13,6 +13,13 @@ def test_the_committed_page_is_what_the_tables_say(name):
     assert path.read_text(encoding="utf-8") == page, "write it anew: python -m common.reports.results"
 
 
+def test_the_committed_summaries_are_what_the_tables_say():
+    found = results.summaries(results.ROOT / "plots")
+    assert len(found) == 4
+    for path, text in found.items():
+        assert path.read_text(encoding="utf-8") == text, "write it anew: python -m common.reports.results"
+
+
 def test_a_cell_is_the_mean_and_the_deviation_over_seeds():
     rows = [("a", 0.5, 0, 0.80), ("a", 0.5, 1, 0.84), ("b", 0.5, 0, 0.90), ("a", 0.9, 0, None), ("b", 0.9, 0, 0.25)]
     table = pd.DataFrame(rows, columns=["method", "target", "seed", "test_accuracy"])

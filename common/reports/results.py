@@ -1,4 +1,5 @@
-"""The pages of docs/results/: every committed table as Markdown, over seeds, with the paper's numbers beside ours.
+"""The pages of docs/results/: every committed table as Markdown, over seeds, with the paper's numbers beside ours; and
+the summary beside every table of a sparsity study.
 
     python -m common.reports.results            writes them anew from plots/
     python -m common.reports.results --check    writes nothing; exit status 1 where a page is not what the tables say
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from common import names, paper, report
+from common import comparison, names, paper, report, runs
 
 ROOT = Path(__file__).parent.parent.parent
 MADE = "<!-- Written by `python -m common.reports.results`; edit the tables in plots/, or that command. -->\n"
@@ -235,6 +236,15 @@ def scripts_page(plots: Path) -> str:
     )
 
 
+def summaries(plots: Path) -> dict[Path, str]:
+    """The summary beside every table of a sparsity study."""
+    tables = [path for study in names.SPARSITY for path in sorted(plots.glob(f"*/{study}.csv"))]
+    return {
+        path.with_name(f"{path.stem}-summary.md"): comparison.markdown(comparison.comparison(runs.read_csv(path)))
+        for path in tables
+    }
+
+
 PAGES = {"sparsity.md": sparsity_page, "death.md": death_page, "scripts.md": scripts_page}
 
 
@@ -244,15 +254,15 @@ def main() -> int:
     check, folder = parser.parse_args().check, ROOT / "docs" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     stale = []
-    for name, page in PAGES.items():
-        text, path = MADE + page(ROOT / "plots"), folder / name
+    pages = {folder / name: MADE + page(ROOT / "plots") for name, page in PAGES.items()}
+    for path, text in {**summaries(ROOT / "plots"), **pages}.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
-        stale.append(name)
+        stale.append(path)
         if not check:
             path.write_text(text, encoding="utf-8", newline="\n")
-    for name in stale:
-        print(f"docs/results/{name}: {'not what the tables say' if check else 'written'}")
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'not what the tables say' if check else 'written'}")
     return 1 if check and stale else 0
 
 
