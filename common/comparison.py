@@ -12,9 +12,10 @@ LEVEL = 0.05  # of the corrected p below which a difference is told
 AHEAD, BEHIND, OPEN = "ahead", "behind", "cannot be told"  # DS-Pruning is
 RULE = f"""
 The rule: at each target DS-Pruning is compared with every other method over the seeds that both have, by a paired
-t-test, and the p values of the target are corrected by Holm's method. DS-Pruning is ahead or behind where the corrected
-p is below {LEVEL:g}; else, and with one seed, it cannot be told. "Ahead of every method" holds where it is ahead of all,
-does not hold where it is behind one or more, and else cannot be told. Intervals are of single comparisons, not corrected.
+t-test, and the p values of the target are corrected by Holm's method. DS-Pruning is ahead or behind where the
+corrected p is below {LEVEL:g}; else, and with one seed, it cannot be told. "Ahead of every method" holds where it is
+ahead of all, does not hold where it is behind one or more, and else cannot be told. Intervals are of single
+comparisons, not corrected.
 """
 
 
