@@ -46,13 +46,18 @@ METHODS = [
     "earlysnap",
     "earlycrop-s",
 ]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
-SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]  # targets of the sparsity studies
+SPARSITIES = None  # targets of the sparsity studies; BY_STUDY says what None is
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 EXTEND = False  # keep the rows that a sparsity study's table has, and train only what it lacks
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
 
+BY_STUDY = {  # what a constant that is None becomes
+    "neuron-sparsity": {"SPARSITIES": [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]},
+    "weight-sparsity": {"SPARSITIES": [0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98]},
+    "flops-sparsity": {"SPARSITIES": [0.5, 0.75, 0.9]},
+}
 STUDIES = ("accumulation", *names.SPARSITY)
 
 

@@ -11,7 +11,7 @@ Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 
 from common import names, process, settings
 
-STUDY = "accumulation"  # or batch-size, learning-rate, regularization (what kills units), neuron- or weight-sparsity
+STUDY = "accumulation"  # or batch-size, learning-rate, regularization; neuron-, weight- or flops-sparsity
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
@@ -51,7 +51,7 @@ METHODS = [
     "earlysnap",
     "earlycrop-s",
 ]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
-SPARSITIES = [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]  # targets of the sparsity studies
+SPARSITIES = None  # targets of the sparsity studies; BY_STUDY says what None is
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
@@ -63,8 +63,9 @@ BY_STUDY = {  # what a constant that is None becomes; death needs pressure, so t
     "batch-size": {"LEARNING_RATES": [0.05], "REGULARIZATION": [0.0, 0.01]},
     "learning-rate": {"LEARNING_RATES": [0.01, 0.025, 0.05, 0.075, 0.1], "REGULARIZATION": [0.0, 0.01]},
     "regularization": {"LEARNING_RATES": [0.05]},
-    "neuron-sparsity": {"REGULARIZATION": [0.0]},
-    "weight-sparsity": {"REGULARIZATION": [0.0]},
+    "neuron-sparsity": {"REGULARIZATION": [0.0], "SPARSITIES": [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]},
+    "weight-sparsity": {"REGULARIZATION": [0.0], "SPARSITIES": [0.75, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98]},
+    "flops-sparsity": {"REGULARIZATION": [0.0], "SPARSITIES": [0.5, 0.75, 0.9]},
 }
 STUDIES = ("accumulation", *names.SWEEPS, *names.SPARSITY)
 

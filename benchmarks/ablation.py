@@ -6,8 +6,8 @@
     python benchmarks/ablation.py --measure weight    those that were tried at equal weight sparsity
 
 Trains by the `cpu` protocol on 45,000 of CIFAR-10's training images and tests on the other 5,000; at 80 % neuron
-sparsity, or 75, 90 and 97 % weight sparsity, unless told otherwise. A row that plots/ablation.csv (ablation-weight.csv)
-has stays; the figure of the same name is drawn from all rows.
+sparsity, 75, 90 and 97 % weight sparsity, or 50, 75 and 90 % of the FLOPs removed, unless told otherwise. A row that
+plots/ablation.csv (ablation-weight.csv, ablation-flops.csv) has stays; the figure of the same name is drawn from all.
 """
 
 import itertools
@@ -36,7 +36,7 @@ COLUMNS = [
     "training_flops_ratio",
     "widths",
 ]
-TARGETS = {"neuron": [0.8], "weight": [0.75, 0.9, 0.97]}
+TARGETS = {"neuron": [0.8], "weight": [0.75, 0.9, 0.97], "flops": [0.5, 0.75, 0.9]}
 # measure -> part -> variant -> what it changes: constants of the method, or of the script. Most forms were tried while
 # layers competed half as evenly as now, the first of them with longer presses.
 HALF = {"evenness": 0.5}
@@ -114,6 +114,21 @@ PARTS: dict[str, dict[str, dict[str, dict]]] = {
             "per weight once layers are even": {**UNITS, "per_weight": True},
             "plan from 10 to 50 %": {**UNITS, "warmup": 0.1, "settle": 0.5},
             "plan from 30 to 90 %": {**UNITS, "warmup": 0.3, "settle": 0.9},
+        },
+    },
+    "flops": {
+        "as it is": {"DS-Pruning": {}},
+        "controls": {"random": {"method": "random"}, "magnitude": {"method": "magnitude"}},
+        "layers": {
+            "evenness 1, floor of a half": UNITS,
+            "evenness 1, floor of 0.7": {"evenness": 1.0, "floor": 0.7},
+            "evenness 1, floor of 0.9": {"evenness": 1.0, "floor": 0.9},
+            "evenness 0, floor of a quarter": {"evenness": 0.0},
+        },
+        "plan": {
+            "10 to 50 %": {"warmup": 0.1, "settle": 0.5},
+            "10 to 75 %": {"warmup": 0.1},
+            "20 to 90 %": {"settle": 0.9},
         },
     },
 }
@@ -216,7 +231,9 @@ def compare(constants, options, variants: list[tuple[str, str, dict]]) -> None:
     from common import data, report
     from common.runs import read_csv, write_csv
 
-    table = constants.output_dir / ("ablation.csv" if options.measure == "neuron" else "ablation-weight.csv")
+    table = constants.output_dir / (
+        "ablation.csv" if options.measure == "neuron" else f"ablation-{options.measure}.csv"
+    )
     dataset = data.load(constants)
     places = {variant: place for place, (_, variant, _) in enumerate(variants)}
     for seed, target in itertools.product(options.seeds, options.targets or TARGETS[options.measure]):

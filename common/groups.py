@@ -63,14 +63,20 @@ class Groups:
     outputs, inputs: layer -> int64 [dense size], the group of each output (input) channel; G where the channel is in
         no group, as image channels and classes are. A depthwise convolution has no inputs of its own.
     kernels: convolution or linear layer -> weights between one input and one output channel.
+    positions: the same layer -> positions of its output in one pass of one example; 1 for a linear layer.
     version: grows whenever something is cut out or restored.
     """
 
     def __init__(
-        self, couplings: Sequence[Coupling], outputs: dict[str, Tensor], inputs: dict[str, Tensor], model: nn.Module
+        self,
+        couplings: Sequence[Coupling],
+        outputs: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        positions: dict[str, int],
+        model: nn.Module,
     ):
         self.couplings = tuple(couplings)
-        self.outputs, self.inputs = outputs, inputs
+        self.outputs, self.inputs, self.positions = outputs, inputs, positions
         self.coupling = torch.arange(len(couplings)).repeat_interleave(torch.tensor([c.size for c in couplings]))
         self.layer_units = {name: len(outputs[name]) for name in activation_layers(model) if name in outputs}
         units = torch.cat([outputs[name] for name in self.layer_units] or [torch.empty(0, dtype=torch.int64)])
@@ -348,10 +354,12 @@ def find_groups(model: nn.Module, image: Tensor) -> Groups:
     network nor the global random state is touched. What was found is put to the proof: without a random half of its
     channels the network must compute what it computes with them at zero. Raises GroupError, in one line, for a
     network that cannot be traced or whose channels cannot be cut out exactly.
+    (Only FLOPs depend on the size of the image.)
     """
     probe = bare_copy(model).cpu().float().eval().requires_grad_()
     try:
-        groups = _number(probe, *_trace(probe, image.detach().cpu().float()))
+        image = image.detach().cpu().float()
+        groups = _number(probe, *_trace(probe, image), _positions(probe, image))
         exact = _is_exact(groups, probe, image.shape)
     except GroupError:
         raise
@@ -403,6 +411,24 @@ def _trace(probe: nn.Module, image: Tensor) -> tuple[list[Traced], dict[str, int
     return couplings, units
 
 
+@torch.no_grad()
+def _positions(probe: nn.Module, image: Tensor) -> dict[str, int]:
+    """Convolution or linear layer -> positions of its output in one pass of one example, over all its uses."""
+    found: Counter[str] = Counter()
+
+    def note(name: str):
+        def hook(module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            found[name] += output[0].numel() // _width(module)
+
+        return hook
+
+    hooks = [m.register_forward_hook(note(name)) for name, m in probe.named_modules() if isinstance(m, WEIGHTED)]
+    probe(image)
+    for hook in hooks:
+        hook.remove()
+    return dict(found)
+
+
 def _is_output(graph: "tp.DependencyGraph", found: "tp.Group") -> bool:
     """Whether these channels reach the network's output: then they are the classes."""
     return any(not dep.target.outputs and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in found.items)
@@ -439,7 +465,7 @@ def _members(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Modu
         yield name, not graph.is_out_channel_pruning_fn(item.dep.handler), item.idxs, item.root_idxs
 
 
-def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int]) -> Groups:
+def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], positions: dict[str, int]) -> Groups:
     """Number couplings and groups in the order of the network, and note the group of every channel."""
     order = {name: position for position, (name, _) in enumerate(probe.named_modules())}
     layers = {name: module for name, module in probe.named_modules() if isinstance(module, RESIZED)}
@@ -466,7 +492,7 @@ def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int]) -> Gr
         table[table == -1] = start
     outputs = {name: table for (name, is_input), table in tables.items() if not is_input}
     inputs = {name: table for (name, is_input), table in tables.items() if is_input}
-    return Groups(couplings, outputs, inputs, probe)
+    return Groups(couplings, outputs, inputs, positions, probe)
 
 
 @torch.no_grad()

@@ -10,11 +10,16 @@ STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 an
 # study -> the column that is swept
 SWEEPS = {"batch-size": "batch_size", "learning-rate": "learning_rate", "regularization": "regularization"}
 # study -> what is to be sparse
-SPARSITY = {"neuron-sparsity": "neuron", "weight-sparsity": "weight"}
+SPARSITY = {"neuron-sparsity": "neuron", "weight-sparsity": "weight", "flops-sparsity": "flops"}
+STRUCTURED = ("neuron-sparsity", "flops-sparsity")  # studies in which only whole channels count
 MEASURES = {**SPARSITY, "imagenet": "weight"}
 
 ACTIVATION_LABELS = {"relu": "ReLU", "leaky-relu": "Leaky ReLU", "swish": "Swish"}
-SPARSITY_LABELS = {"neuron-sparsity": "Neuron sparsity", "weight-sparsity": "Weight sparsity"}
+SPARSITY_LABELS = {
+    "neuron-sparsity": "Neuron sparsity",
+    "weight-sparsity": "Weight sparsity",
+    "flops-sparsity": "FLOPs removed",
+}
 COLUMN_LABELS = {
     "footing": "at equal",
     "batch_size": "batch size",

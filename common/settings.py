@@ -216,7 +216,7 @@ def folder_for(name: str, path: Path) -> Path:
 
 def check_study(settings: SimpleNamespace) -> None:
     """Raises UserError for constants that are right one by one and cannot be together, or not in this study."""
-    if settings.study == "neuron-sparsity":
+    if settings.study in names.STRUCTURED:
         for method in settings.methods:
             if method in UNSTRUCTURED:
                 raise UserError(

@@ -70,14 +70,13 @@ def layer_flops(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 def weights_left(groups: Groups, order: Sequence[int] | Tensor = ()) -> Tensor:
     """int64 [K + 1]: weights left after the first 0, ..., K of the alive groups in `order` [K] are removed as well."""
-    order = _checked(groups, order)
-    total = torch.zeros(len(order) + 1, dtype=torch.int64)
-    for name, kernel in groups.kernels.items():
-        left = kernel * _channels_left(groups, groups.outputs[name], order)
-        if name in groups.inputs:
-            left = left * _channels_left(groups, groups.inputs[name], order)
-        total += left
-    return total
+    return _left(groups, groups.kernels, order)
+
+
+def flops_left(groups: Groups, order: Sequence[int] | Tensor = ()) -> Tensor:
+    """int64 [K + 1]: FLOPs of one forward pass of one example after the first 0, ..., K of the alive groups in `order`
+    [K] are removed as well. Those of convolutions and linear layers, as `forward_flops` counts them."""
+    return _left(groups, _flops_of_pairs(groups), order)
 
 
 def units_left(groups: Groups, order: Sequence[int] | Tensor = ()) -> Tensor:
@@ -94,13 +93,16 @@ def neuron_sparsity(groups: Groups, order: Sequence[int] | Tensor = ()) -> Tenso
 
 def weight_sparsity(groups: Groups, order: Sequence[int] | Tensor = ()) -> Tensor:
     """float64 [K + 1], in [0, 1): 1 - remaining / all weights, after the first 0, ..., K of `order` as well."""
-    inputs = {name: len(table) for name, table in groups.inputs.items()}
-    dense = sum(kernel * len(groups.outputs[name]) * inputs.get(name, 1) for name, kernel in groups.kernels.items())
-    return 1 - weights_left(groups, order).double() / dense
+    return 1 - weights_left(groups, order).double() / _dense(groups, groups.kernels)
+
+
+def flops_sparsity(groups: Groups, order: Sequence[int] | Tensor = ()) -> Tensor:
+    """float64 [K + 1], in [0, 1): 1 - remaining / all FLOPs, after the first 0, ..., K of `order` as well."""
+    return 1 - flops_left(groups, order).double() / _dense(groups, _flops_of_pairs(groups))
 
 
 def removals_needed(sparsity: Tensor, target: float) -> int:
-    """The smallest k with sparsity[k] >= target, sparsity [K + 1] being one of the two above.
+    """The smallest k with sparsity[k] >= target, sparsity [K + 1] being one of the three above.
 
     Raises ValueError if not even all K removals reach the target.
     """
@@ -108,6 +110,28 @@ def removals_needed(sparsity: Tensor, target: float) -> int:
     if not len(reached):
         raise ValueError(f"a sparsity of {target:.4g} cannot be reached: {float(sparsity[-1]):.4g} at most")
     return int(reached[0])
+
+
+def _flops_of_pairs(groups: Groups) -> dict[str, int]:
+    """Layer -> FLOPs between one input and one output channel."""
+    return {name: 2 * kernel * groups.positions[name] for name, kernel in groups.kernels.items()}
+
+
+def _left(groups: Groups, per_pair: dict[str, int], order: Sequence[int] | Tensor) -> Tensor:
+    """int64 [K + 1]: what is left of a quantity of which each pair of channels of a layer has so much."""
+    order = _checked(groups, order)
+    total = torch.zeros(len(order) + 1, dtype=torch.int64)
+    for name, amount in per_pair.items():
+        left = amount * _channels_left(groups, groups.outputs[name], order)
+        if name in groups.inputs:
+            left = left * _channels_left(groups, groups.inputs[name], order)
+        total += left
+    return total
+
+
+def _dense(groups: Groups, per_pair: dict[str, int]) -> int:
+    inputs = {name: len(table) for name, table in groups.inputs.items()}
+    return sum(amount * len(groups.outputs[name]) * inputs.get(name, 1) for name, amount in per_pair.items())
 
 
 def _channels_left(groups: Groups, table: Tensor, order: Tensor) -> Tensor:

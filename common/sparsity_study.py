@@ -17,7 +17,7 @@ from common import accumulation, comparison, data, devices, figures, paper, repo
 from common.errors import RunFailed
 from common.gradients import BatchNormPull
 from common.models import build
-from common.names import MEASURES, SPARSITY
+from common.names import MEASURES, SPARSITY, SPARSITY_LABELS
 from common.pruning import METHODS, NEEDS
 from common.pruning.ds_pruning import Constants
 from common.pruning.scores import definition_of
@@ -182,6 +182,11 @@ def summary(rows: list[dict]) -> str:
     return report.table(header.split(), cells)
 
 
+def removed(row: dict, kind: str) -> float:
+    """The share of units, weights or FLOPs that the network of a row has lost, in [0, 1]."""
+    return 1 - row["inference_flops_ratio"] if kind == "flops" else row[f"{kind}_sparsity"]
+
+
 def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
     kind, title = SPARSITY[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
@@ -190,8 +195,9 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
     published = {"ds-pruning": theirs["ds-pruning"]} if theirs else {}
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
-    axis = f"{kind.capitalize()} sparsity (%)"  # to a whole per cent, so that all lines end at one place
-    report.tradeoff_figure(rows, paths[0], title, lambda row: round(100 * row[f"{kind}_sparsity"]), axis, published)
+    axis = f"{SPARSITY_LABELS[settings.study]} (%)"
+    # To a whole per cent, so that all lines end at one place.
+    report.tradeoff_figure(rows, paths[0], title, lambda row: round(100 * removed(row, kind)), axis, published)
     axis = "Inference FLOPs (% of dense)"
     report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
     if courses:

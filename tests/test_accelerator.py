@@ -32,6 +32,10 @@ LIKE_THE_GPU = "--precision fp32 --protocol gpu --epochs 2 --width 8 --batch-siz
 STUDIES = {  # script and flags
     "neuron-sparsity": ("Resnet18", NEURON),
     "weight-sparsity": ("Resnet18", WEIGHT),
+    "flops-sparsity": (
+        "Resnet18",
+        f"{SHORT} --study flops-sparsity --sparsities 0.75 --methods dense ds-pruning random",
+    ),
     "accumulation": ("Resnet18", "--precision fp32 --epochs 2 --learning-rates 0.05 --regularization 0 0.01"),
     "gpu protocol": ("Resnet18", f"{LIKE_THE_GPU} --learning-rates 0.05"),
     "batch-size": ("Resnet18", f"{SHORT} --study batch-size --batch-sizes 32 64"),

@@ -259,23 +259,25 @@ def test_scoring_leaves_no_trace_in_network_watch_and_batches(call, tmp_path):
 RIVALS = [name for name in METHODS if name not in ("dense", "random", "scratch", "ds-pruning", *UNSTRUCTURED)]
 
 
-@pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity"])
+@pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity", "flops-sparsity"])
 def test_every_structured_method_ends_at_its_target_on_the_network_that_is_saved(call, tmp_path, study):
-    flags = f"--study {study} --sparsities 0.8 --epochs 3 --hold-out 1000 --methods {' '.join(RIVALS)}"
+    methods = [*RIVALS, "random", "ds-pruning"]
+    flags = f"--study {study} --sparsities 0.8 --epochs 3 --hold-out 1000 --methods {' '.join(methods)}"
     assert call("Resnet18", flags)[::2] == (0, "")
     dense = models.resnet18(10, channels=1, width=8)
     groups, whole = find_groups(dense, IMAGE), sparsity.measure(dense, IMAGE)
     measure = study.split("-")[0]
     price = Task(0.5, measure, 0, 1, None).price(groups).max().item()
-    price /= whole.units if measure == "neuron" else whole.weights
+    price /= {"neuron": whole.units, "weight": whole.weights, "flops": whole.flops}[measure]
     found = {(row["method"], float(row["target"])): row for row in rows(tmp_path / "out/Resnet18" / f"{study}.csv")}
-    assert found.keys() == {(method, 0.8) for method in RIVALS}
+    assert found.keys() == {(method, 0.8) for method in methods}
     for path in tmp_path.glob("state/**/final.pt"):
         config = runs.load(path)["config"]
         size, row = sparsity.measure(load_network(path), IMAGE), found[config["method"], config["target"]]
         assert size.flops == int(row["inference_flops"])
-        got = size.neuron_sparsity(whole) if measure == "neuron" else size.weight_sparsity(whole)
-        assert float(row[f"{measure}_sparsity"]) == pytest.approx(got)
+        removed = {"neuron": size.neuron_sparsity(whole), "weight": size.weight_sparsity(whole)}
+        assert all(float(row[f"{name}_sparsity"]) == pytest.approx(share) for name, share in removed.items())
+        got = {**removed, "flops": 1 - size.flops / whole.flops}[measure]
         assert 0 <= got - config["target"] < price
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from common.groups import find_groups
 from common.models import resnet18, resnet50
 from common.sparsity import (
+    flops_left,
+    flops_sparsity,
     layer_flops,
     measure,
     neuron_sparsity,
@@ -45,10 +47,12 @@ def test_sparsity_computed_beforehand_is_what_is_counted_after_the_cut(name):
     dense = measure(network, IMAGE)
     assert dense.units == units_left(groups)[0] == sum(groups.layer_units.values())
     assert dense.weights == weights_left(groups)[0]
+    assert dense.flops == flops_left(groups)[0]
     for cuts in (1, 5, 9):
         order = removable(groups, seed=cuts)
         units, weights = neuron_sparsity(groups, order), weight_sparsity(groups, order)
-        assert len(units) == len(weights) == len(order) + 1
+        flops = flops_sparsity(groups, order)
+        assert len(units) == len(weights) == len(flops) == len(order) + 1
         k = len(order) // (10 - cuts)
         groups.cut(network, None, order[:k], multiple=8)  # padding is not to be counted
         size = measure(groups.compact(network), IMAGE)
@@ -56,7 +60,8 @@ def test_sparsity_computed_beforehand_is_what_is_counted_after_the_cut(name):
         assert size.weights == weights_left(groups)[0]
         assert size.neuron_sparsity(dense) == pytest.approx(float(units[k]), abs=1e-12)
         assert size.weight_sparsity(dense) == pytest.approx(float(weights[k]), abs=1e-12)
-        assert size.flops < dense.flops
+        assert size.flops == flops_left(groups)[0] < dense.flops
+        assert 1 - size.flops / dense.flops == pytest.approx(float(flops[k]), abs=1e-12)
         assert size.parameters < dense.parameters
 
 
@@ -65,7 +70,7 @@ def test_a_target_is_met_to_within_one_group(target):
     network = resnet18(10, width=8)
     groups = find_groups(network, IMAGE)
     order = removable(groups)  # all but 12 of its 488 units
-    for sparsity in (neuron_sparsity(groups, order), weight_sparsity(groups, order)):
+    for sparsity in (of(groups, order) for of in (neuron_sparsity, weight_sparsity, flops_sparsity)):
         k = removals_needed(sparsity, target)
         assert sparsity[k] >= target
         assert k == 0 or sparsity[k - 1] < target

@@ -58,6 +58,7 @@ MISTAKES = [
     *((f"{script}.py", "--settle 0.1", "SETTLE: got 0.1") for script in PRUNING),
     ("Resnet18.py", "--activation tanh", "ACTIVATION: got 'tanh'"),
     ("Resnet18.py", "--study neuron-sparsity --methods rigl", "METHODS: got 'rigl', which removes single weights"),
+    ("Resnet18.py", "--study flops-sparsity --methods set", "METHODS: got 'set', which removes single weights"),
     ("Resnet18.py", "--study weight-sparsity --regularization 0 1", "REGULARIZATION: got 2 values"),
     ("Resnet18.py", "--study regularization --regularization 1", "REGULARIZATION: not used"),
     ("Imagenet.py", "--batch-size 9 --micro-batch 2", "BATCH_SIZE: got 9"),

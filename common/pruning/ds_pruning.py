@@ -40,7 +40,7 @@ class Constants:
 
 # A group of a late layer holds many times the weights of an early one's, which does not count among costs relative to
 # the layer's mean. Where weights are to go it must, and layers must be free to lose very different shares.
-BY_MEASURE = {"neuron": {}, "weight": {"floor": 0.1, "evenness": 0.5}}
+BY_MEASURE = {"neuron": {}, "weight": {"floor": 0.1, "evenness": 0.5}, "flops": {"floor": 0.25, "evenness": 0.5}}
 
 
 def planned_sparsity(progress: float, warmup: float, settle: float, target: float, power: float = 3.0) -> float:

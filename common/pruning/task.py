@@ -1,7 +1,8 @@
 """What a pruning method is asked for, and the arithmetic of sparsity targets that all of them share."""
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,27 @@ class Unreachable(RunFailed):
     """A target that a method cannot reach without emptying a layer; a result, too."""
 
 
+class Measure(NamedTuple):
+    """What a target is a share of. dimension: how often a layer counts by its width (its own, and what it reads)."""
+
+    sparsity: Callable[[Groups, Tensor], Tensor]
+    left: Callable[[Groups, Tensor], Tensor]
+    what: str
+    dimension: int
+
+
+MEASURES = {
+    "neuron": Measure(sparsity.neuron_sparsity, sparsity.units_left, "units", 1),
+    "weight": Measure(sparsity.weight_sparsity, sparsity.weights_left, "weights", 2),
+    "flops": Measure(sparsity.flops_sparsity, sparsity.flops_left, "FLOPs", 2),
+}
+
+
 @dataclass
 class Task:
     """One run: how sparse the network is to be at its end.
 
-    target: in [0, 1). measure: `neuron` or `weight` sparsity. multiple: what widths in memory are padded to.
+    target: in [0, 1). measure: a key of MEASURES. multiple: what widths in memory are padded to.
     needs: what the final.pt of the method that this one needs holds (`NEEDS`), or None.
     dataset: what the network is trained on, for methods that look at it beforehand.
     """
@@ -34,7 +51,7 @@ class Task:
 
     def curve(self, groups: Groups, order: Tensor) -> Tensor:
         """float64 [K + 1]: sparsity after the first 0, ..., K of the groups in `order` are removed too."""
-        return (sparsity.neuron_sparsity if self.measure == "neuron" else sparsity.weight_sparsity)(groups, order)
+        return MEASURES[self.measure].sparsity(groups, order)
 
     def first(self, groups: Groups, order: Tensor, target: float) -> Tensor:
         """The shortest beginning of `order` whose removal makes the network as sparse as `target`, or all of it."""
@@ -42,20 +59,18 @@ class Task:
         return order[: sparsity.removals_needed(curve, min(target, curve[-1].item()))]
 
     def price(self, groups: Groups) -> Tensor:
-        """float64 [G]: what removing one more group of its coupling takes away, in units or in weights."""
-        if self.measure == "neuron":
-            return groups.units.double()
+        """float64 [G]: what removing one more group of its coupling takes away, in units, weights or FLOPs."""
         prices = torch.zeros(len(groups), dtype=torch.float64)
         for coupling in groups.couplings:
             alive = groups.alive[coupling.slice].nonzero().flatten()
-            left = sparsity.weights_left(groups, (coupling.start + alive[:1]).tolist())
+            left = MEASURES[self.measure].left(groups, coupling.start + alive[:1])
             prices[coupling.slice] = float(left[0] - left[-1])
         return prices
 
     @property
     def even_share(self) -> float:
         """The share of its channels that every layer would keep if all kept the same."""
-        return 1 - self.target if self.measure == "neuron" else math.sqrt(1 - self.target)
+        return (1 - self.target) ** (1 / MEASURES[self.measure].dimension)
 
     def most(self, groups: Groups, floor: float) -> float:
         """The sparsity with the share `floor` left of every coupling, and one channel at least."""
@@ -75,7 +90,7 @@ class Task:
         if self.target > most:
             raise Unreachable(
                 f"SPARSITIES: got {self.target:g}, but this network cannot lose more than {most:.4f} of its "
-                f"{'units' if self.measure == 'neuron' else 'weights'} without losing a whole layer"
+                f"{MEASURES[self.measure].what} without losing a whole layer"
             )
 
 
