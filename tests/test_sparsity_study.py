@@ -75,7 +75,7 @@ def test_both_studies_share_the_dense_run(call, tmp_path):
     assert trained == ["dense", "random", "random"]
     accuracies = [
         [row["test_accuracy"] for row in read_csv(tmp_path / f"out/Resnet18/{study}.csv") if row["method"] == "dense"]
-        for study in names.SPARSITY
+        for study in ("neuron-sparsity", "weight-sparsity")
     ]
     assert accuracies[0] == accuracies[1]
 
