@@ -4,7 +4,7 @@ import numpy as np
 from filelock import FileLock
 from matplotlib.text import Text
 
-from common import figures, names, sparsity_study
+from common import figures, sparsity_study
 from common.runs import read_csv
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
