@@ -53,8 +53,9 @@ METHODS = [
     "saliency",
     "set",
     "rigl",
-]  # what the imagenet study compares
+]  # what the imagenet study compares; it also takes random, scratch, magnitude and demp
 SPARSITIES = [0.8, 0.9]  # its targets, as shares of all weights
+DEMP_STRENGTHS = [0.0003, 0.001]  # of demp, which has no target: one run each
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out

@@ -45,8 +45,10 @@ METHODS = [
     "cropit-s",
     "earlysnap",
     "earlycrop-s",
+    "demp",
 ]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
 SPARSITIES = None  # targets of the sparsity studies; BY_STUDY says what None is
+DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # of demp, which has no target: one run each
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out

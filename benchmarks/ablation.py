@@ -152,7 +152,7 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
         shared["per_weight"] = True
         METHODS["ds-pruning"] = forms.per_weight
     try:
-        final = sparsity_study.train_one(settled, dataset, shared, method, target, seed)
+        final = sparsity_study.train_one(settled, dataset, shared, method, sparsity_study.Point(target), seed)
     finally:
         METHODS.update(plain)
     row = sparsity_study.row_of(settled, dataset, final, None)

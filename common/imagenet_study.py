@@ -11,7 +11,7 @@ import numpy as np
 from common import accumulation, distributed, environment, folders, paper, report
 from common.results import exit_status
 from common.runs import write_csv, write_text
-from common.sparsity_study import COLUMNS, empty_row, finished, row_of, summary
+from common.sparsity_study import COLUMNS, empty_row, finished, point_of, row_of, summary
 from common.training import Callback, Training
 
 OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
@@ -68,9 +68,9 @@ def study(settings: SimpleNamespace) -> int:
     shared = {**accumulation.common_config(settings, dataset, "resnet50"), **constants(settings)}
     shared |= {"gradient_clip": 0.0, "noise_std": 0.0}
     rows, failures, dense = [], [], {}
-    for method, target, seed, final in finished(settings, dataset, shared, failures, more=[Damage(dataset)]):
+    for method, point, seed, final in finished(settings, dataset, shared, failures, more=[Damage(dataset)]):
         if final is None:
-            rows.append({**empty_row(settings, method, target, seed), "test_top5_accuracy": None})
+            rows.append({**empty_row(settings, method, point, seed), "test_top5_accuracy": None})
             continue
         dataset.note_damaged(final["Damage"]["paths"])  # where the run was finished before
         if method == "dense":
@@ -143,15 +143,16 @@ def markdown(rows: list[dict]) -> str:
     """The paper's table, a line a method and target, ours with the paper's values in brackets behind."""
     groups = defaultdict(list)
     for row in rows:
-        groups[row["method"], row["target"]].append(row)
+        groups[row["method"], point_of(row)].append(row)
     titles = ["Method", "Target (%)", *(title for title, *_ in CELLS)]
     lines = [titles, ["---"] * len(titles)]
-    for (method, target), group in groups.items():
+    for (method, point), group in groups.items():
         reached = [row for row in group if row["test_accuracy"] is not None]
-        published = paper.IMAGENET.get((method, target), (None,) * 6)
+        published = paper.IMAGENET.get((method, point.target), (None,) * 6)
         name = report.NAMES.get(method, method)
         values = [cell(shape, [ours(row) for row in reached], theirs(published)) for _, shape, ours, theirs in CELLS]
-        lines.append([name, f"{100 * target:g}" if target else "-", *values])
+        at = str(point) if point.strength else f"{100 * point.target:g}" if point.target else "-"
+        lines.append([name, at, *values])
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     seeds, epochs = len({row["seed"] for row in rows}), {row["epochs"] for row in rows} - {None}
     spread = "one seed" if seeds == 1 else f"mean ± standard deviation of {seeds} seeds"

@@ -236,16 +236,19 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
 
 NAMES = {"ds-pruning": "DS-Pruning", "snap": "SNAP", "cropit-s": "CroPit-S", "earlysnap": "EarlySNAP"} | {
     "earlycrop-s": "EarlyCroP-S",
+    "demp": "Demon Pruning",
     "set": "SET",
     "rigl": "RigL",
 }
 
 
 def over_targets(rows: Rows, x) -> Series:
-    """Mean of `x(row)`, and mean and standard deviation of the accuracy in per cent, for every target in order."""
+    """Mean of `x(row)`, and mean and standard deviation of the accuracy in per cent, for every target in order; for
+    every strength, of a method without targets."""
     found = defaultdict(list)
     for row in rows:
-        found[row["target"]].append((x(row), 100 * row["test_accuracy"]))
+        at = row["strength"] if row["target"] is None else row["target"]
+        found[at].append((x(row), 100 * row["test_accuracy"]))
     points = [np.array(found[target]) for target in sorted(found)]
     spreads = [p[:, 1].std(ddof=1) if len(p) > 1 else 0.0 for p in points]
     return np.array([p[:, 0].mean() for p in points]), np.array([p[:, 1].mean() for p in points]), np.array(spreads)

@@ -2,19 +2,21 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
 from common.runs import read_csv
 
 
-def rows_to_extend(table: Path, made: dict, columns: list[str]) -> list[dict]:
+def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
     """The rows of an earlier command's table; none where there is no table.
 
     Args:
         table: the CSV; the `settings` behind it are in the .json of the same name.
         made: the settings of this command, as JSON gives them back.
         columns: the columns that the table must have.
+        later: those of them that a table of an earlier version lacks; they are empty in its rows.
 
     Raises:
         UserError: when they were made under other conditions, or cannot be read.
@@ -27,6 +29,7 @@ def rows_to_extend(table: Path, made: dict, columns: list[str]) -> list[dict]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
     odd = sorted(name for name in {*before, *made} if before.get(name) != made.get(name))
+    rows = [dict.fromkeys(later) | row for row in rows]
     if odd or any(set(row) != set(columns) for row in rows):
         raise UserError(
             f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "

@@ -111,6 +111,7 @@ KINDS = {
     "REGULARIZATION": number(lambda v: v >= 0, "numbers >= 0", several=True),
     "REGULARIZATIONS": number(lambda v: v >= 0, "numbers >= 0", several=True),
     "METHODS": Kind(str, lambda v: v in METHODS, "any of " + ", ".join(METHODS), several=True),
+    "DEMP_STRENGTHS": POSITIVES,
     "SPARSITIES": number(lambda v: 0 <= v < 1, "numbers in [0, 1)", several=True),
     "PRUNING_LEARNING_RATE": POSITIVE,
     "WARMUP": number(lambda v: 0 <= v < 1, "a number in [0, 1), a share of training"),

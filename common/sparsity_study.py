@@ -9,6 +9,7 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +19,7 @@ from common.errors import RunFailed
 from common.gradients import BatchNormPull
 from common.models import build
 from common.names import MEASURES, SPARSITY, SPARSITY_LABELS
-from common.pruning import METHODS, NEEDS
+from common.pruning import METHODS, NEEDS, UNTARGETED
 from common.pruning.ds_pruning import Constants
 from common.pruning.scores import definition_of
 from common.pruning.task import Task, Unreachable
@@ -44,7 +45,29 @@ COLUMNS = [
     "width",
     "device",
     "seconds",
+    "strength",
 ]
+
+
+class Point(NamedTuple):
+    """Where a method is run: at a target in [0, 1), 0 for the dense network, or at a strength."""
+
+    target: float | None
+    strength: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.target:g}" if self.strength is None else f"strength {self.strength:g}"
+
+    @property
+    def order(self) -> tuple[float, float]:
+        return self.target or 0.0, self.strength or 0.0
+
+
+def points(settings, method: str) -> list[Point]:
+    """Those that a study runs a method at."""
+    if method in UNTARGETED:
+        return [Point(None, strength) for strength in settings.demp_strengths]
+    return [Point(target) for target in ((0.0,) if method == "dense" else settings.sparsities)]
 
 
 class Cost(Callback):
@@ -69,21 +92,21 @@ class Cost(Callback):
         self.flops = state["flops"]
 
 
-def train_one(settings, dataset, shared: dict, method: str, target: float, seed: int, more: Sequence = ()) -> dict:
+def train_one(settings, dataset, shared: dict, method: str, point: Point, seed: int, more: Sequence = ()) -> dict:
     """One run of one method, and before it the run whose result it needs; returns what final.pt holds.
 
     more: callbacks of the caller's own.
     """
-    needs = train_one(settings, dataset, shared, NEEDS[method], target, seed, more) if method in NEEDS else None
-    task = Task(
-        target, MEASURES[settings.study], seed, devices.width_multiple(settings.device), settings, needs, dataset
-    )
+    needs = train_one(settings, dataset, shared, NEEDS[method], point, seed, more) if method in NEEDS else None
+    measure, multiple = MEASURES[settings.study], devices.width_multiple(settings.device)
+    task = Task(point.target, measure, seed, multiple, settings, needs, dataset, point.strength)
+    measured = method != "dense" and method not in UNTARGETED  # else a run is the same in all studies
     rate, strength = settings.pruning_learning_rate, settings.regularization[0]
     config = {
         **shared,
         "method": method,
-        "target": target,
-        "measure": None if method == "dense" else task.measure,
+        "target": point.target,
+        "measure": task.measure if measured else None,
         "seed": seed,
         "learning_rate": rate,
     }
@@ -97,8 +120,8 @@ def train_one(settings, dataset, shared: dict, method: str, target: float, seed:
         Cost(dataset.example),
         *more,
     ]
-    label = f"{method} {target:g} seed {seed}" if target else f"{method} seed {seed}"
-    folder = "dense" if method == "dense" else settings.study  # a dense run is the same in all studies
+    label = f"{method} seed {seed}" if method == "dense" else f"{method} {point} seed {seed}"
+    folder = settings.study if measured else method
     run = Run(settings.run_dir / settings.script / folder, label, config)
     return fit(settings, dataset, run, shared["network"], rate, seed, [part for part in parts if part], cuts=True)
 
@@ -153,12 +176,13 @@ def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
         "width": settings.width,
         "device": settings.device.type,
         "seconds": seconds,
+        "strength": final["config"].get("constants", {}).get("strength"),
     }
 
 
-def empty_row(settings, method: str, target: float, seed: int) -> dict:
+def empty_row(settings, method: str, point: Point, seed: int) -> dict:
     """The row of a run that cannot reach its target: nothing measured."""
-    known = {"script": settings.script, "method": method, "target": target, "seed": seed, "width": settings.width}
+    known = {"script": settings.script, "method": method, "seed": seed, "width": settings.width, **point._asdict()}
     return dict.fromkeys(COLUMNS) | known | {"device": settings.device.type}
 
 
@@ -170,7 +194,7 @@ def summary(rows: list[dict]) -> str:
     cells = [
         [
             row["method"],
-            f"{row['target']:g}",
+            str(point_of(row)),
             row["seed"],
             *(shown(row[name], 100, 2) for name in ("neuron_sparsity", "weight_sparsity", "test_accuracy")),
             *(shown(row[name], 1, 3) for name in ("inference_flops_ratio", "training_flops_ratio")),
@@ -182,11 +206,6 @@ def summary(rows: list[dict]) -> str:
     return report.table(header.split(), cells)
 
 
-def removed(row: dict, kind: str) -> float:
-    """The share of units, weights or FLOPs that the network of a row has lost, in [0, 1]."""
-    return 1 - row["inference_flops_ratio"] if kind == "flops" else row[f"{kind}_sparsity"]
-
-
 def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
     kind, title = SPARSITY[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
@@ -196,8 +215,11 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
     axis = f"{SPARSITY_LABELS[settings.study]} (%)"
-    # To a whole per cent, so that all lines end at one place.
-    report.tradeoff_figure(rows, paths[0], title, lambda row: round(100 * removed(row, kind)), axis, published)
+
+    def whole(row: dict) -> int:  # so that all lines end at one place
+        return round(100 * comparison.removed(row, kind))
+
+    report.tradeoff_figure(rows, paths[0], title, whole, axis, published)
     axis = "Inference FLOPs (% of dense)"
     report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
     if courses:
@@ -220,28 +242,32 @@ def conditions(settings, shared: dict) -> dict:
     return json.loads(json.dumps({**shared, **own}))
 
 
+def point_of(row: dict) -> Point:
+    return Point(row["target"], row["strength"])
+
+
 def identity(row: dict) -> tuple:
-    return row["method"], float(row["target"]), row["seed"]
+    return row["method"], point_of(row), row["seed"]
 
 
 def finished(
     settings, dataset: data.Dataset, shared: dict, failures: list[str], known: Container = (), more: Sequence = ()
-) -> Iterator[tuple[str, float, int, dict | None]]:
-    """Trains every run that is not `known`: method, target, seed and what final.pt holds, None where the target is out
+) -> Iterator[tuple[str, Point, int, dict | None]]:
+    """Trains every run that is not `known`: method, point, seed and what final.pt holds, None where the target is out
     of reach. A run that fails, or that another process is training, adds a line to `failures`, and the rest goes on."""
     for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
-        for target in (0.0,) if method == "dense" else settings.sparsities:
-            if (method, target, seed) in known:
+        for point in points(settings, method):
+            if (method, point, seed) in known:
                 continue
             try:
-                final = train_one(settings, dataset, shared, method, target, seed, more)
+                final = train_one(settings, dataset, shared, method, point, seed, more)
             except RunFailed as error:
-                failures.append(f"{method} {target:g} seed {seed}: {error}")
+                failures.append(f"{method} {point} seed {seed}: {error}")
                 if not isinstance(error, Unreachable):
                     print(f"error: {failures[-1]}", file=sys.stderr)
                     continue
                 final = None
-            yield method, target, seed, final
+            yield method, point, seed, final
 
 
 def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
@@ -254,22 +280,22 @@ def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
     folder = settings.output_dir / settings.script
     folder.mkdir(exist_ok=True)
     table = folder / f"{settings.study}.csv"
-    rows = rows_to_extend(table, made["settings"], COLUMNS) if settings.extend else []
+    rows = rows_to_extend(table, made["settings"], COLUMNS, ["strength"]) if settings.extend else []
     known = {identity(row) for row in rows}
     failures, dense, courses = [], {}, {}
-    for method, target, seed, final in finished(settings, dataset, shared, failures, known):
+    for method, point, seed, final in finished(settings, dataset, shared, failures, known):
         if method == "dense":
             dense[seed] = final
         if method == "ds-pruning" and final and seed == settings.seeds[0]:
-            courses[f"{target:.0%}"] = course_of(settings, dataset, final)
-        new = row_of(settings, dataset, final, dense.get(seed)) if final else empty_row(settings, method, target, seed)
+            courses[f"{point.target:.0%}"] = course_of(settings, dataset, final)
+        new = row_of(settings, dataset, final, dense.get(seed)) if final else empty_row(settings, method, point, seed)
         rows.append(new)
-        rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), row["target"]))
+        rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), point_of(row).order))
         write_csv(table, COLUMNS, rows)  # first: beside the .json of other conditions it is not extended
         write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
     if rows:
         ranks = folder / f"{settings.study}-summary.md"
-        write_text(ranks, comparison.markdown(comparison.comparison(rows)))
+        write_text(ranks, comparison.markdown(comparison.comparison(rows, SPARSITY[settings.study])))
         paths = draw(settings, dataset, rows, courses, folder)
         print(f"\n{summary(rows)}\n\ntable: {table}\nsummary: {ranks}")
         print("".join(f"figure: {path}\n" for path in paths), end="")

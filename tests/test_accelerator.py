@@ -127,7 +127,9 @@ def train(accelerator, tmp_path, monkeypatch):
         from common import accumulation
 
         shared = accumulation.common_config(constants, dataset, "resnet18")
-        final = sparsity_study.train_one(constants, dataset, shared, method, 0.0 if method == "dense" else target, 0)
+        own = method == "dense" or method in pruning.UNTARGETED
+        point = sparsity_study.points(constants, method)[0] if own else sparsity_study.Point(target)
+        final = sparsity_study.train_one(constants, dataset, shared, method, point, 0)
         return final, constants, dataset
 
     return run

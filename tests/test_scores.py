@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from common import models, runs, sparsity, training
 from common.groups import bare_copy, find_groups
-from common.pruning import METHODS, UNSTRUCTURED, scores
+from common.pruning import METHODS, UNSTRUCTURED, UNTARGETED, scores
 from common.pruning.task import Task
 from common.saved import load_network
 
@@ -256,7 +256,8 @@ def test_scoring_leaves_no_trace_in_network_watch_and_batches(call, tmp_path):
         assert torch.equal(final["counts"]["fired"], finals[0]["counts"]["fired"])
 
 
-RIVALS = [name for name in METHODS if name not in ("dense", "random", "scratch", "ds-pruning", *UNSTRUCTURED)]
+OTHERS = ("dense", "random", "scratch", "ds-pruning", *UNSTRUCTURED, *UNTARGETED)
+RIVALS = [name for name in METHODS if name not in OTHERS]
 
 
 @pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity", "flops-sparsity"])

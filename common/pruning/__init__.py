@@ -24,6 +24,7 @@ METHODS: dict[str, Callable] = {
     "cropit-s": later("scores", lambda task, own: own.at_start(task, own.cropit, own.rounds(task.target))),
     "earlysnap": later("scores", lambda task, own: own.early(task, own.snap)),
     "earlycrop-s": later("scores", lambda task, own: own.early(task, own.cropit)),
+    "demp": later("demp", lambda task, own: [own.DemonPruning(task, own.Constants(task.strength))]),
     "magnitude-unstructured": later("sparse", lambda task, own: [own.Masked(task, own.everything, own.shrink)]),
     "saliency": later("sparse", lambda task, own: [own.Masked(task, own.most_salient)]),
     "set": later("sparse", lambda task, own: [own.Masked(task, own.random_by_layer, own.grow_at_random)]),
@@ -31,5 +32,7 @@ METHODS: dict[str, Callable] = {
 }
 # Those that remove single weights and no units; all others but `dense` remove whole channels.
 UNSTRUCTURED = ("magnitude-unstructured", "saliency", "set", "rigl")
+# Those that have no target but a strength: how sparse the network gets is a result.
+UNTARGETED = ("demp",)
 # Methods that need another one's result, which is therefore made first.
 NEEDS = {"scratch": "ds-pruning"}

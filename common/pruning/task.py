@@ -36,7 +36,8 @@ MEASURES = {
 class Task:
     """One run: how sparse the network is to be at its end.
 
-    target: in [0, 1). measure: a key of MEASURES. multiple: what widths in memory are padded to.
+    target: in [0, 1), unused by a method without one (`UNTARGETED`), which has a strength. measure: a key of MEASURES.
+    multiple: what widths in memory are padded to.
     needs: what the final.pt of the method that this one needs holds (`NEEDS`), or None.
     dataset: what the network is trained on, for methods that look at it beforehand.
     """
@@ -48,6 +49,7 @@ class Task:
     settings: object
     needs: dict | None = None
     dataset: data.Dataset | None = None
+    strength: float | None = None
 
     def curve(self, groups: Groups, order: Tensor) -> Tensor:
         """float64 [K + 1]: sparsity after the first 0, ..., K of the groups in `order` are removed too."""

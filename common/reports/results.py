@@ -78,6 +78,22 @@ def by_target(table: pd.DataFrame, value: str, decimals: int = 1) -> pd.DataFram
     return cells
 
 
+def by_strength(table: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """A row for each method and strength: what was removed, and the accuracy."""
+    table = table.assign(removed=[comparison.removed(row, kind) for row in table.to_dict("records")])
+    by = ["method", "strength"]
+    cells = pd.DataFrame(
+        {
+            "seeds": table.groupby(by)["seed"].nunique().map(str),
+            f"{names.SPARSITY_LABELS[f'{kind}-sparsity'].lower()} (%)": over_seeds(table, by, "removed"),
+            "test accuracy (%)": over_seeds(table, by, "test_accuracy"),
+        }
+    ).reset_index()
+    cells["method"] = [report.NAMES.get(method, method) for method in cells["method"]]
+    cells["strength"] = [f"{strength:g}" for strength in cells["strength"]]
+    return cells
+
+
 def seeds_behind(table: pd.DataFrame) -> str:
     """How many seeds are behind the cells."""
     counts = table.groupby(["method", "target"])["seed"].nunique()
@@ -91,6 +107,7 @@ def sparsity_section(path: Path) -> str:
     settings, kind = made["settings"], path.stem.split("-")[0]
     dense = over_seeds(table[table["method"] == "dense"], ["method"], "test_accuracy")
     pruned = table[table["method"] != "dense"].dropna(subset=["test_accuracy"])
+    untargeted, pruned = pruned[pruned["target"].isna()], pruned[pruned["target"].notna()]
     published = paper.accuracies(settings["dataset"], settings["activation"], kind)
     void = "definition" not in settings and pruned["method"].isin(SCORES).any()
     title = f"{names.ACTIVATION_LABELS[settings['activation']]}, {names.SPARSITY_LABELS[path.stem].lower()}"
@@ -104,6 +121,9 @@ def sparsity_section(path: Path) -> str:
     parts.append(markdown(by_target(pruned, "test_accuracy")))
     parts.append("Inference FLOPs in per cent of the dense network's:\n")
     parts.append(markdown(by_target(pruned, "inference_flops_ratio")))
+    if len(untargeted):
+        parts.append("Methods without targets, by the strength that they were run with:\n")
+        parts.append(markdown(by_strength(untargeted, kind)))
     if published:
         lines = pd.DataFrame(published).T
         lines.columns = [f"{100 * target:g} %" for target in lines.columns]
@@ -236,13 +256,15 @@ def scripts_page(plots: Path) -> str:
     )
 
 
+def summary_of(path: Path) -> str:
+    rows = [{"strength": None, **row} for row in runs.read_csv(path)]
+    return comparison.markdown(comparison.comparison(rows, names.SPARSITY[path.stem]))
+
+
 def summaries(plots: Path) -> dict[Path, str]:
     """The summary beside every table of a sparsity study."""
     tables = [path for study in names.SPARSITY for path in sorted(plots.glob(f"*/{study}.csv"))]
-    return {
-        path.with_name(f"{path.stem}-summary.md"): comparison.markdown(comparison.comparison(runs.read_csv(path)))
-        for path in tables
-    }
+    return {path.with_name(f"{path.stem}-summary.md"): summary_of(path) for path in tables}
 
 
 PAGES = {"sparsity.md": sparsity_page, "death.md": death_page, "scripts.md": scripts_page}
