@@ -160,15 +160,17 @@ def digits() -> tuple:
 
 
 def decode(path: str) -> Image.Image:
-    """One image file of any mode, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be
-    anything when the file is damaged."""
+    """One image file, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be anything when
+    the file is damaged; and ValueError for floats and 32-bit integers, of which nobody can tell what is white."""
     with Image.open(path) as image:
         image.load()
         with suppress(Exception):  # of an image that is whole but for the rest of its EXIF
             ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith(("I", "F")):  # 16 bits and more: PIL would clip where it should scale
-            values = np.asarray(image, dtype=np.float64)
-            image = Image.fromarray(np.uint8(values * (255 / max(values.max(), 65535))))
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16 bits: PIL would clip
+            image = Image.fromarray(np.uint8(np.asarray(image) // 257))
+        if image.mode in ("I", "F"):
+            kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+            raise ValueError(f"its values are {kind}, whose white is not known; save it with 8 or 16 bits a value")
         if image.mode == "P" and "transparency" in image.info:  # PIL would warn
             image = image.convert("RGBA")
         return image.convert("RGB")
@@ -183,7 +185,7 @@ def read_image(path: str, size: int) -> np.ndarray:
     try:
         return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
     except Exception as error:
-        raise UserError(f"DATASET: the image {path} is damaged ({error}); replace or delete it") from None
+        raise UserError(f"DATASET: the image {path} cannot be read ({error}); replace or delete it") from None
 
 
 def image_folder(folder: Path, size: int, workers: int) -> tuple:
@@ -229,6 +231,8 @@ def read_images(split, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
     arrays = tqdm(pool.map(lambda path: read_image(path, size), paths), split.root, len(paths), disable=None)
     for index, array in enumerate(arrays):
         images[index] = array
+    if len(images) > 1 and all(np.array_equal(images[0], image) for image in images[1:]):
+        raise UserError(f"DATASET: all {len(images)} images in {split.root} are alike; look at {paths[0]}")
     return images
 
 

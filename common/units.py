@@ -80,13 +80,13 @@ class Counts:
 
     @property
     def fire_rate(self) -> Tensor:
-        """float64 [U] in [0, 1]."""
+        """float64 [U] in [0, 1]; nan for a unit that was never counted, as its layer ran in evaluation mode only."""
         return self.fired / self.pairs.double()
 
     @property
     def dead(self) -> Tensor:
-        """bool [U]: in the network, and never fired."""
-        return self.alive & (self.fired == 0)
+        """bool [U]: in the network, counted, and never fired."""
+        return self.alive & (self.pairs > 0) & (self.fired == 0)
 
 
 SAVED = ("fired", "pairs", "silent", "alive")
@@ -289,8 +289,8 @@ def measures(now: Counts, before: Counts | None) -> dict[str, Tensor]:
 
     dead_units, nearly_dead_units (which the dead are among), revived_units and dying_units are 0 or 1 a unit;
     silent_units_per_batch the share of batches in which it was silent; fire_rate in [0, 1]; entropy_bits and
-    divergence_bits in bits; all are 0 for a unit that was cut out. Those that compare with the epoch before are absent
-    in the first one.
+    divergence_bits in bits; all are 0 for a unit that was cut out or never counted. Those that compare with the epoch
+    before are absent in the first one.
     """
     rate = now.fire_rate
     found = {
@@ -303,8 +303,9 @@ def measures(now: Counts, before: Counts | None) -> dict[str, Tensor]:
     if before is not None:
         found["revived_units"] = before.dead & (now.fired > 0)
         found["dying_units"] = entropy(rate) < entropy(before.fire_rate)
-        found["divergence_bits"] = divergence(now, before)
-    return {name: values.double() * now.alive for name, values in found.items()}
+        found["divergence_bits"] = divergence(now, before).where(before.pairs > 0, 0.0)
+    counted = now.alive & (now.pairs > 0)
+    return {name: values.double().where(counted, 0.0) for name, values in found.items()}
 
 
 TOTALS = (

@@ -188,6 +188,13 @@ def broken(tmp_path, what):
             path.unlink()
     if what == "other classes":
         (root / "test" / "dog").rename(root / "test" / "mouse")
+    if what in ("floats", "32 bits"):
+        (root / "train" / "dog" / "1.png").unlink()
+        values = np.linspace(0, 1, 600).reshape(20, 30).astype(np.float32 if what == "floats" else np.int32)
+        Image.fromarray(values).save(root / "train" / "dog" / "1.tif")
+    if what == "alike":
+        for path in (root / "test").rglob("*.png"):
+            Image.new("RGB", (20, 30), (9, 9, 9)).save(path)
     if what == "damaged":
         whole = (root / "train" / "dog" / "1.png").read_bytes()
         (root / "train" / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
@@ -197,12 +204,15 @@ def broken(tmp_path, what):
 @pytest.mark.parametrize(
     ("what", "words"),
     [
+        ("floats", r"dog.1\.tif cannot be read \(its values are floating-point numbers"),
+        ("32 bits", r"dog.1\.tif cannot be read \(its values are 32-bit integers"),
+        ("alike", "all 6 images in .*test are alike"),
         ("absent", "nowhere"),
         ("one class", "one class, cat"),
         ("no test", "test holds no images"),
         ("empty class", "train holds no images"),
         ("other classes", "differ: dog, mouse"),
-        ("damaged", r"dog.1\.png is damaged"),
+        ("damaged", r"dog.1\.png cannot be read"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named_in_one_line(tmp_path, what, words):

@@ -116,6 +116,24 @@ def test_evaluation_is_not_counted_and_an_epoch_starts_from_nothing():
     assert torch.equal(watch.end_epoch().pairs, first.pairs)
 
 
+def test_units_that_were_never_counted_are_not_dead_nor_anything_else():
+    model = network().train()
+    watch = units.UnitWatch(model, torch.zeros(1, 3, 16, 16))
+    model.layer2.eval()
+    histories = []
+    for _ in range(2):
+        forward(model, inputs(8), "fp32")
+        histories.append(watch.end_epoch())
+    before, now = histories
+    idle = torch.cat([torch.full((n,), name.startswith("layer2")) for name, n in watch.layers.items()])
+    assert torch.equal(now.pairs == 0, idle)
+    assert idle.any()
+    assert not now.dead[idle].any()
+    for name, values in units.measures(now, before).items():
+        assert values.isfinite().all(), name
+        assert not values[idle].any(), name
+
+
 def test_watching_changes_no_gradient():
     gradients = []
     for watched in (False, True):

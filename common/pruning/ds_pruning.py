@@ -202,7 +202,7 @@ class DSPruning(Callback):
     def on_epoch_start(self, training: Training):
         if training.counts is None:
             return
-        dead = training.groups.all_dead(training.counts.fired == 0, list(training.watch.layers)) & ~self.press.chosen
+        dead = training.groups.all_dead(training.counts.dead, list(training.watch.layers)) & ~self.press.chosen
         self.dead_epochs = torch.where(dead, self.dead_epochs + 1, 0)
 
     def on_gradients(self, training: Training):
