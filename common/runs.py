@@ -7,6 +7,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from filelock import FileLock, Timeout
@@ -14,16 +15,19 @@ from filelock import FileLock, Timeout
 from common import distributed
 from common.errors import RunFailed, UserError
 
+UNFINISHED = ".new"  # ending of a file that is being written
 FORMAT = 1  # raised when the same constants come to mean another training
 
 
 def write(path: Path, save) -> None:
     """Calls `save` with a binary file and puts it in the place of `path` at once, when it is wholly on the disk.
 
+    Several processes may write the same path: the last one's stays.
+
     Raises:
         UserError: when it cannot be written (a full disk, say); what `path` held before is still there.
     """
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
     try:
         with open(temporary, "wb") as file:
             save(file)
@@ -131,6 +135,8 @@ class Run:
         except (OSError, NotImplementedError) as error:  # some network file systems
             raise RunFailed(f"{self.folder} cannot be locked ({error}); move RUN_DIR to a local disk") from None
         stack.callback(lock.release)
+        for left in self.folder.glob(f".*{UNFINISHED}"):  # by a process that was killed
+            left.unlink(missing_ok=True)
 
     def final(self) -> dict | None:
         return self.read("final.pt")

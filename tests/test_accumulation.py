@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,28 @@ def test_a_damaged_checkpoint_is_named(call, tmp_path):
     assert status == 2
     assert error.startswith(f"error: lr 0.05 seed 0: {final} is damaged")
     assert error.count("\n") == 1
+
+
+def test_many_may_write_one_file_and_it_is_always_whole(tmp_path):
+    path, texts = tmp_path / "table.csv", [f"{letter}" * 100_000 for letter in "abcdefgh"]
+    found = set()
+    with ThreadPoolExecutor(len(texts)) as pool:
+        writing = [pool.submit(lambda text=text: [runs.write_text(path, text) for _ in range(10)]) for text in texts]
+        while not all(one.done() for one in writing):
+            found |= {path.read_text()} if path.exists() else set()
+        for one in writing:
+            one.result()
+    assert found | {path.read_text()} <= set(texts)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
+    run = runs.Run(tmp_path, "one", {})
+    left = run.folder / f".final.pt.0123{runs.UNFINISHED}"
+    left.write_bytes(b"half")
+    with run.locked():
+        assert not left.exists()
+        assert (run.folder / "config.json").exists()
 
 
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path):
