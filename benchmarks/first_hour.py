@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.steps import Command, Failed, OutOfTime, last_line, run_all
 from common import process, settings
 from common.errors import UserError
+from common.pruning import UNTARGETED
 
 ROOT = Path(__file__).parent.parent
 SPEED = "benchmarks/training_speed.py"
@@ -152,15 +153,17 @@ def threads(count: int) -> int:
 
 
 def study(hour: Hour, name: str, deadline: float) -> str:
-    """A sparsity study of Resnet18.py: first its trainings, each target a command of its own, then one command that
-    finds them finished and makes the table and the figures of the targets that are complete."""
+    """A sparsity study of Resnet18.py: first its trainings, each target and each strength of Demon Pruning a command of
+    its own, then one command that finds them finished and makes the table and the figures of what is complete."""
     jobs = trainings_at_a_time(hour, deadline)
     fixed = ["--study", name, "--protocol", "gpu", "--sparsities", *TARGETS[name]]
     asked = given("Resnet18.py", [*fixed, *for_script("Resnet18.py", hour.options.rest)])
-    others = [method for method in asked["methods"] if method != "dense"]
+    others = [method for method in asked["methods"] if method not in ("dense", *UNTARGETED)]
+    targets = [f"{target:g}" for target in asked["sparsities"]] if others else []
+    strengths = [f"{strength:g}" for strength in asked["demp_strengths"]] if "demp" in asked["methods"] else []
     parts = {"dense": ["--methods", "dense"]} if "dense" in asked["methods"] else {}
-    for target in asked["sparsities"] if others else ():
-        parts[f"{target:g}"] = ["--sparsities", f"{target:g}", "--methods", *others]
+    parts |= {target: ["--sparsities", target, "--methods", *others] for target in targets}
+    parts |= {f"demp-{strength}": ["--methods", "demp", "--demp-strengths", strength] for strength in strengths}
     commands = {}
     for part, flags in parts.items():
         log, apart = (
@@ -175,17 +178,22 @@ def study(hour: Hour, name: str, deadline: float) -> str:
             done.append(commands[command])
     except (Failed, OutOfTime) as error:
         trouble = error
-    finished = [part for part in parts if part in done and part != "dense"]
+    targets_done = [target for target in targets if target in done]
+    strengths_done = [strength for strength in strengths if f"demp-{strength}" in done]
     shutil.rmtree(hour.folder / "parts" / name, ignore_errors=True)
     where = ""
-    if finished:
-        methods = [*(["dense"] if "dense" in done else []), *others]
+    if targets_done or strengths_done:
+        methods = [*(["dense"] if "dense" in done else []), *(others if targets_done else [])]
+        made = [*(["--sparsities", *targets_done] if targets_done else [])]
+        if strengths_done:
+            made, methods = [*made, "--demp-strengths", *strengths_done], [*methods, "demp"]
         last = hour.script("Resnet18.py", f"{name}-table", *fixed, *hour.places(Path(hour.options.output_dir)))
-        whole = Command((*last.words, "--sparsities", *finished, "--methods", *methods), last.log)
+        whole = Command((*last.words, *made, "--methods", *methods), last.log)
         for command in run_all([whole], 1, deadline + PATIENCE_FOR_TABLES):
             where = left_by(command.log)
     if trouble:
-        text = f"{len(finished)} of {len(parts) - ('dense' in parts)} targets complete; {where}"
+        text = f"{len(targets_done)} of {len(targets)} targets complete"
+        text += f", {len(strengths_done)} of {len(strengths)} strengths; {where}" if strengths else f"; {where}"
         raise type(trouble)(f"{text}{trouble}")
     return where
 

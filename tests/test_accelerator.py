@@ -20,7 +20,7 @@ from tests.pretend import counting
 from tests.test_settings import assert_refused
 
 SHORT = "--precision fp32 --epochs 3 --hold-out 900"
-NEURON = f"{SHORT} --study neuron-sparsity --sparsities 0.6 --methods " + " ".join(
+NEURON = f"{SHORT} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
     method for method in pruning.METHODS if method not in pruning.UNSTRUCTURED
 )
 WEIGHT = f"{SHORT} --study weight-sparsity --sparsities 0.8 --methods dense ds-pruning " + " ".join(

@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 SPEED = "--rounds 1 --steps 4 --kinds whole --no-memory"
 TINY = f"--dataset digits --protocol quick --epochs 2 --width 2 --batch-size 64 --precision fp32 {SPEED}"
 PRUNED = f"{TINY} --sparsities 0.5 0.8 --methods dense random magnitude"
-SAME = {"method", "target", "seed", "test_accuracy", "neuron_sparsity", "inference_flops"}
+SAME = {"method", "target", "strength", "seed", "test_accuracy", "neuron_sparsity", "inference_flops"}
 
 
 @pytest.fixture
@@ -43,18 +43,19 @@ def test_the_list_names_every_step_and_shares_out_the_minutes(hour):
 
 
 def test_a_study_by_several_processes_is_the_study_and_is_not_repeated(hour, call, tmp_path):
-    status, output, error = hour("--device cpu --jobs 2 --steps neuron-sparsity")
+    pruned = f"{PRUNED} demp --demp-strengths 0.01 0.05"
+    status, output, error = hour("--device cpu --jobs 2 --steps neuron-sparsity", pruned)
     assert (status, error) == (0, ""), output
     assert "neuron-sparsity: done: " in output
     ours = runs.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert (tmp_path / "out" / "Resnet18" / "neuron-sparsity.png").exists()
-    flags = PRUNED.replace("--dataset digits", "").replace(SPEED, "")
+    flags = pruned.replace("--dataset digits", "").replace(SPEED, "")
     assert call("Resnet18", f"--device cpu --study neuron-sparsity {flags}")[0] == 0
     whole = runs.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
-    assert len(ours) == 5
+    assert len(ours) == 7
     assert [{name: row[name] for name in SAME} for row in ours] == [{n: row[n] for n in SAME} for row in whole]
     begun = time.monotonic()
-    status, output, _ = hour("--device cpu --jobs 2 --steps neuron-sparsity")
+    status, output, _ = hour("--device cpu --jobs 2 --steps neuron-sparsity", pruned)
     assert (status, "done before" in output, time.monotonic() - begun < 5) == (0, True, True)
 
 
