@@ -166,11 +166,8 @@ def study(hour: Hour, name: str, deadline: float) -> str:
     parts |= {f"demp-{strength}": ["--methods", "demp", "--demp-strengths", strength] for strength in strengths}
     commands = {}
     for part, flags in parts.items():
-        log, apart = (
-            f"{name}-{part}",
-            hour.folder / "parts" / name / part,
-        )  # tables of no use: all processes have one each
-        command = hour.script("Resnet18.py", log, *fixed, *hour.places(apart), threads=threads(jobs))
+        apart = hour.places(hour.folder / "parts" / name / part)  # tables of no use: all processes have one each
+        command = hour.script("Resnet18.py", f"{name}-{part}", *fixed, *apart, threads=threads(jobs))
         commands[Command((*command.words, *flags), command.log, command.threads)] = part
     done, trouble = [], None
     try:
@@ -184,7 +181,7 @@ def study(hour: Hour, name: str, deadline: float) -> str:
     where = ""
     if targets_done or strengths_done:
         methods = [*(["dense"] if "dense" in done else []), *(others if targets_done else [])]
-        made = [*(["--sparsities", *targets_done] if targets_done else [])]
+        made = ["--sparsities", *targets_done] if targets_done else []
         if strengths_done:
             made, methods = [*made, "--demp-strengths", *strengths_done], [*methods, "demp"]
         last = hour.script("Resnet18.py", f"{name}-table", *fixed, *hour.places(Path(hour.options.output_dir)))

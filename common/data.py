@@ -169,8 +169,7 @@ def decode(path: str) -> Image.Image:
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16 bits: PIL would clip
             image = Image.fromarray(np.uint8(np.asarray(image) // 257))
         if image.mode in ("I", "F"):
-            kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
-            raise ValueError(f"its values are {kind}, whose white is not known; save it with 8 or 16 bits a value")
+            raise ValueError("floats and 32-bit integers have no known white; save it with 8 or 16 bits a value")
         if image.mode == "P" and "transparency" in image.info:  # PIL would warn
             image = image.convert("RGBA")
         return image.convert("RGB")

@@ -135,8 +135,9 @@ class Run:
         except (OSError, NotImplementedError) as error:  # some network file systems
             raise RunFailed(f"{self.folder} cannot be locked ({error}); move RUN_DIR to a local disk") from None
         stack.callback(lock.release)
-        for left in self.folder.glob(f".*{UNFINISHED}"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        for name in ("checkpoint.pt", "final.pt", "log.csv"):  # which nobody writes without the lock
+            for left in self.folder.glob(f".{name}.*{UNFINISHED}"):  # by a process that was killed
+                left.unlink(missing_ok=True)
 
     def final(self) -> dict | None:
         return self.read("final.pt")

@@ -120,7 +120,7 @@ def train_one(settings, dataset, shared: dict, method: str, point: Point, seed: 
         Cost(dataset.example),
         *more,
     ]
-    label = f"{method} seed {seed}" if method == "dense" else f"{method} {point} seed {seed}"
+    label = f"{method} {point} seed {seed}" if any(point) else f"{method} seed {seed}"
     folder = settings.study if measured else method
     run = Run(settings.run_dir / settings.script / folder, label, config)
     return fit(settings, dataset, run, shared["network"], rate, seed, [part for part in parts if part], cuts=True)

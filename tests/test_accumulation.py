@@ -231,8 +231,11 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
     run = runs.Run(tmp_path, "one", {})
     left = run.folder / f".final.pt.0123{runs.UNFINISHED}"
     left.write_bytes(b"half")
+    begun = run.folder / f".config.json.4567{runs.UNFINISHED}"  # by a process that has no lock yet
+    begun.touch()
     with run.locked():
         assert not left.exists()
+        assert begun.exists()
         assert (run.folder / "config.json").exists()
 
 

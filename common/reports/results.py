@@ -257,8 +257,7 @@ def scripts_page(plots: Path) -> str:
 
 
 def summary_of(path: Path) -> str:
-    rows = [{"strength": None, **row} for row in runs.read_csv(path)]
-    return comparison.markdown(comparison.comparison(rows, names.SPARSITY[path.stem]))
+    return comparison.markdown(comparison.comparison(runs.read_csv(path), names.SPARSITY[path.stem]))
 
 
 def summaries(plots: Path) -> dict[Path, str]:

@@ -35,7 +35,7 @@ def rows_below(plots: Path) -> list[dict]:
         settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
         made = settings["dataset"], settings["activation"], settings["hold_out"]
         if made == ("cifar10", "relu", 0) and "definition" in settings:
-            found += [{"strength": None, **row} for row in runs.read_csv(path)]
+            found += runs.read_csv(path)
     return found
 
 
@@ -89,14 +89,14 @@ def draw(found: dict[str, dict[int, dict]], axis: str, path: Path) -> None:
 def draw_panel(axes, line: dict[int, dict]) -> None:
     """A method's mean lead at each value, and its interval where there is one."""
     colour = report.COLOURS[0]
-    leads = {place: -100 * row["difference"] for place, row in line.items()}
+    heights = {place: -100 * row["difference"] for place, row in line.items()}
     axes.axhline(0, color=report.QUIET, linewidth=0.8)
-    axes.plot(list(leads), list(leads.values()), color=colour)
+    axes.plot(list(heights), list(heights.values()), color=colour)
     for place, row in line.items():
         told = row["low"] is not None
         if told:
             axes.vlines(place, -100 * row["high"], -100 * row["low"], color=colour, linewidth=0.8)
-        axes.plot(place, leads[place], "o", color=colour, markersize=4, markerfacecolor=colour if told else "white")
+        axes.plot(place, heights[place], "o", color=colour, markersize=4, markerfacecolor=colour if told else "white")
 
 
 def main() -> int:

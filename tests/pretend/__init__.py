@@ -20,7 +20,7 @@ from functools import cache
 from unittest import mock
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn.utils import clip_grad
 from torch.optim.optimizer import _foreach_supported_types as in_optimizers
 from torch.utils._device import _device_constructors
@@ -95,17 +95,17 @@ def register(setup) -> None:
         def is_built(self) -> bool:
             return True
 
-    hook, library, fallbacks = Hook(), torch.library.Library("aten", "IMPL"), torch.library.Library("_", "IMPL")
-    kept.extend((hook, library, fallbacks))
+    hook, kernels, fallbacks = Hook(), library.Library("aten", "IMPL"), library.Library("_", "IMPL")
+    kept.extend((hook, kernels, fallbacks))
     setup("pretend", module, hook)
     for name in ("empty.memory_format", "empty_strided"):
-        library.impl(name, making(name), "PrivateUse1")
-    library.impl("_copy_from", copy_from, "PrivateUse1")  # in torch.tensor, which goes past the tensors' own class
+        kernels.impl(name, making(name), "PrivateUse1")
+    kernels.impl("_copy_from", copy_from, "PrivateUse1")  # in torch.tensor, which goes past the tensors' own class
     for name in DECOMPOSED:
-        library.impl(name, launching(name), "PrivateUse1")
-    fallbacks.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        kernels.impl(name, launching(name), "PrivateUse1")
+    fallbacks.fallback(library.fallthrough_kernel, "AutocastPrivateUse1")
     for name in autocast.ALL:
-        library.impl(name, autocast.casting(name), "AutocastPrivateUse1")
+        kernels.impl(name, autocast.casting(name), "AutocastPrivateUse1")
     for supported in (in_foreach, in_optimizers):
         supported.append(Pretend)
     machine.generators = [module.Generator(f"pretend:{ordinal}") for ordinal in range(DEVICES)]
@@ -159,7 +159,7 @@ def grouped(lists: list[list[Tensor]], with_indices: bool = False) -> dict:
 @contextmanager
 def on():
     """Switches the device on for the block: torch.accelerator finds it, and memory can be pinned."""
-    host = torch.library.Library("aten", "IMPL")
+    host = library.Library("aten", "IMPL")
     host.impl("is_pinned", lambda tensor, device=None: machine.is_pinned(tensor), "CPU")
     host.impl("_pin_memory", pinned_copy, "CPU")
     patches = [mock.patch.object(torch, name, pinning(getattr(torch, name))) for name in MAKING]
