@@ -10,7 +10,8 @@ the network trains. BATCH_SIZE and the learning rates are those of a whole step 
 equally. Every constant below is also a flag, see --help.
 """
 
-from common import process, settings
+from common import settings
+from common.machine import process
 
 STUDY = "imagenet"  # imagenet: every method at every sparsity; accumulation: dead and dying units by epoch
 DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
@@ -64,11 +65,11 @@ PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 def main() -> int:
     constants = settings.read(globals(), ("imagenet", "accumulation"), processes=True)
     # Not before: they import torch, and --help and wrong constants need none.
-    from common import accumulation, imagenet_study
+    from common.studies import accumulation, imagenet
 
     if constants.study == "imagenet":
-        return imagenet_study.study(constants)
-    return accumulation.study(constants, "resnet50", imagenet_study.load, imagenet_study.constants(constants))
+        return imagenet.study(constants)
+    return accumulation.study(constants, "resnet50", imagenet.load, imagenet.constants(constants))
 
 
 if __name__ == "__main__":

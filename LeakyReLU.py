@@ -7,7 +7,8 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import names, process, settings
+from common import names, settings
+from common.machine import process
 
 STUDY = "accumulation"  # accumulation: dead and dying units by epoch; neuron-sparsity, weight-sparsity: accuracy
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
@@ -66,10 +67,10 @@ STUDIES = ("accumulation", *names.SPARSITY)
 def main() -> int:
     constants = settings.read(globals(), STUDIES)
     # Not before: they import torch, and --help and wrong constants need none.
-    from common import accumulation, sparsity_study
+    from common.studies import accumulation, sparsity
 
     if constants.study in names.SPARSITY:
-        return sparsity_study.study(constants)
+        return sparsity.study(constants)
     return accumulation.study(constants)
 
 

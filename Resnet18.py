@@ -9,7 +9,8 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import names, process, settings
+from common import names, settings
+from common.machine import process
 
 STUDY = "accumulation"  # or batch-size, learning-rate, regularization; neuron-, weight- or flops-sparsity
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
@@ -75,12 +76,12 @@ STUDIES = ("accumulation", *names.SWEEPS, *names.SPARSITY)
 def main() -> int:
     constants = settings.read(globals(), STUDIES)
     # Not before: they import torch, and --help and wrong constants need none.
-    from common import accumulation, sparsity_study, sweeps
+    from common.studies import accumulation, sparsity, sweeps
 
     if constants.study in names.SWEEPS:
         return sweeps.study(constants)
     if constants.study in names.SPARSITY:
-        return sparsity_study.study(constants)
+        return sparsity.study(constants)
     return accumulation.study(constants)
 
 

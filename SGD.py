@@ -7,7 +7,8 @@
 Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 """
 
-from common import process, settings
+from common import settings
+from common.machine import process
 
 STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
 PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
@@ -39,7 +40,7 @@ WORKERS = 2  # threads that read the images of a folder
 def main() -> int:
     constants = settings.read(globals(), studies=("accumulation",))
     # Not before: it imports torch, and --help and wrong constants need none.
-    from common import accumulation
+    from common.studies import accumulation
 
     return accumulation.study(constants)
 

@@ -18,8 +18,9 @@ from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import Resnet18
-from common import process, settings
+from common import settings
 from common.errors import UserError
+from common.machine import process
 from common.pruning import METHODS
 
 COLUMNS = [
@@ -137,7 +138,7 @@ PARTS: dict[str, dict[str, dict[str, dict]]] = {
 def measure(constants, dataset, variant: str, part: str, changes: dict, target: float, seed: int) -> dict:
     """One run and its row."""
     from benchmarks import forms
-    from common import accumulation, sparsity_study
+    from common.studies import accumulation, sparsity
 
     changes = dict(changes)
     method = changes.pop("method", "ds-pruning")
@@ -152,10 +153,10 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
         shared["per_weight"] = True
         METHODS["ds-pruning"] = forms.per_weight
     try:
-        final = sparsity_study.train_one(settled, dataset, shared, method, sparsity_study.Point(target), seed)
+        final = sparsity.train_one(settled, dataset, shared, method, sparsity.Point(target), seed)
     finally:
         METHODS.update(plain)
-    row = sparsity_study.row_of(settled, dataset, final, None)
+    row = sparsity.row_of(settled, dataset, final, None)
     found = {
         "part": part,
         "variant": variant,
@@ -172,7 +173,7 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
 def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
     """A panel a target, all of the same scale; in it a point a run, a row a variant below its part's name, the present
     method's mean as a line through all."""
-    from common import report
+    from common.reports import canvas
 
     lines: list[tuple] = []  # a part's name, or part and variant
     for part in dict.fromkeys(row["part"] for row in rows):
@@ -180,7 +181,7 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
     targets = sorted({row["target"] for row in rows})
     counts, limits = set(), []
     size = (4.4 + 2.6 * len(targets), 0.9 + 0.2 * len(lines))
-    with report.canvas(1, len(targets), size, sharey=True) as (figure, panels):
+    with canvas.canvas(1, len(targets), size, sharey=True) as (figure, panels):
         for target, axes in zip(targets, panels[0], strict=True):
             values = {line: [] for line in lines}
             for row in rows:
@@ -203,20 +204,20 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
         at = f"{100 * targets[0]:g} % {measure} sparsity" if not targets[1:] else f"equal {measure} sparsity"
         title = f"Forms of DS-Pruning at {at}, {dataset}, seeds each: {seeds}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        report.save(figure, path)
+        canvas.save(figure, path)
 
 
 def draw_target(axes, values: dict[tuple, list[float]], own: list[float]) -> None:
     """One target's runs: line -> accuracies in per cent, and those of the present method."""
-    from common import report
+    from common.reports import canvas
 
     if own:
-        axes.axvline(sum(own) / len(own), color=report.QUIET, linewidth=0.8, linestyle=":")
+        axes.axvline(sum(own) / len(own), color=canvas.QUIET, linewidth=0.8, linestyle=":")
     box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
     for place, (line, found) in enumerate(values.items()):
         if not found:
             continue
-        colour = report.COLOURS[1] if line[0] in ("as it is", "controls") else report.COLOURS[0]
+        colour = canvas.COLOURS[1] if line[0] in ("as it is", "controls") else canvas.COLOURS[0]
         axes.plot(found, [place] * len(found), "o", color=colour, markersize=4)
         axes.annotate(
             f"{sum(found) / len(found):.1f}", (max(found), place), (6, -3), textcoords="offset points", bbox=box
@@ -228,8 +229,9 @@ def draw_target(axes, values: dict[tuple, list[float]], own: list[float]) -> Non
 
 def compare(constants, options, variants: list[tuple[str, str, dict]]) -> None:
     """Trains what the table lacks, writes it after every run, and draws it."""
-    from common import data, report
-    from common.runs import read_csv, write_csv
+    from common import data
+    from common.files import read_csv, write_csv
+    from common.reports import canvas
 
     table = constants.output_dir / (
         "ablation.csv" if options.measure == "neuron" else f"ablation-{options.measure}.csv"
@@ -246,7 +248,7 @@ def compare(constants, options, variants: list[tuple[str, str, dict]]) -> None:
             rows.append(measure(constants, dataset, name, part, changes, target, seed))
             rows.sort(key=lambda row: (row["target"], places.get(row["variant"], len(places)), row["seed"]))
             write_csv(table, COLUMNS, rows)
-    draw(read_csv(table), table.with_suffix(".png"), options.measure, report.dataset_name(options.dataset))
+    draw(read_csv(table), table.with_suffix(".png"), options.measure, canvas.dataset_name(options.dataset))
 
 
 def main() -> int:

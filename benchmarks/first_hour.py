@@ -23,8 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.steps import Command, Failed, OutOfTime, last_line, run_all
-from common import process, settings
+from common import settings
 from common.errors import UserError
+from common.machine import process
 from common.pruning import UNTARGETED
 
 ROOT = Path(__file__).parent.parent
@@ -322,7 +323,7 @@ def main(arguments: list[str] | None = None, python: tuple[str, ...] = (sys.exec
         for name in options.steps:
             print(f"{name:16} {STEPS[name].share * options.minutes:5.1f} minutes  {STEPS[name].what}")
         return 0
-    from common import devices
+    from common.machine import devices
 
     device = devices.pick(options.device)
     if device.type == "cpu" and options.device == "auto":

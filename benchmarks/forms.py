@@ -1,7 +1,7 @@
 """Forms of DS-Pruning that ablation.py compares with those that are kept."""
 
-from common.gradients import GradientNoise
 from common.pruning.ds_pruning import Constants, DSPruning
+from common.training.gradients import GradientNoise
 
 
 class LiveNoise(GradientNoise):

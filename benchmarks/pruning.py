@@ -17,19 +17,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import process, settings
+from common import settings
+from common.machine import process
 
 # The functions import what they use: --help and wrong values need no torch.
 
 
 def train(constants, dataset, network: dict, target: float) -> tuple:
     """Seconds of an epoch's training steps, the mean over all, and the run: dense, or pruned to `target` on the way."""
-    from common import devices, training
+    from common.machine import devices
     from common.pruning.ds_pruning import Constants, DSPruning
     from common.pruning.task import Task
+    from common.training import callbacks, fit, loop
 
-    run = training.start(constants, dataset, network, 0.1, 0, cuts=True)
-    meters, watching = training.Meters(run.device), training.Watching(run.model, dataset.example.to(run.device))
+    run = fit.start(constants, dataset, network, 0.1, 0, cuts=True)
+    meters, watching = callbacks.Meters(run.device), callbacks.UnitCounts(run.model, dataset.example.to(run.device))
     run.watch = watching.watch
     task = Task(target, "neuron", 0, devices.width_multiple(run.device), SimpleNamespace(activation="relu"))
     pruning = [DSPruning(task, Constants())] if target else []
@@ -37,12 +39,12 @@ def train(constants, dataset, network: dict, target: float) -> tuple:
         callback.prepare(run)
     seconds = []
 
-    class Clock(training.Callback):
+    class Clock(loop.Callback):
         def on_epoch_end(self, run):
             seconds.append(run.row["seconds"])
 
     augmentation = settings.PROTOCOLS["cpu"]["augmentation"]
-    training.train(
+    loop.train(
         run,
         lambda epoch: dataset.batches(constants.batch_size, 0, epoch, augmentation),
         [meters, *pruning, watching, Clock()],
@@ -53,7 +55,7 @@ def train(constants, dataset, network: dict, target: float) -> tuple:
 def step_seconds(run, model, inputs, labels, steps: int = 5) -> float:
     from torch.nn import functional
 
-    from common import devices
+    from common.machine import devices
 
     times = []
     for _ in range(steps + 1):
@@ -67,7 +69,7 @@ def step_seconds(run, model, inputs, labels, steps: int = 5) -> float:
 
 
 def constants_of(options) -> SimpleNamespace:
-    from common import devices
+    from common.machine import devices
 
     device = devices.pick(options.device)
     return SimpleNamespace(
@@ -91,7 +93,7 @@ def measured(constants, options) -> dict:
     import torch
 
     from common import data, sparsity
-    from common.sparsity_study import inference_speedup
+    from common.studies.sparsity import inference_speedup
 
     dataset = data.load(constants)
     images, labels = dataset.train.images[: options.images], dataset.train.labels[: options.images]

@@ -27,7 +27,8 @@ from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import process, settings
+from common import settings
+from common.machine import process
 
 # The functions import what they use: --help and wrong values need no torch.
 
@@ -37,10 +38,10 @@ WARM_UP = 1  # turns that are not counted
 
 class Bare:
     def __init__(self, constants, dataset, network, _folder):
-        from common import training
+        from common.training import fit
 
         self.constants = constants
-        self.run = training.start(constants, dataset, network, 0.05, 0, cuts=False)
+        self.run = fit.start(constants, dataset, network, 0.05, 0, cuts=False)
         self.inputs, self.labels = next(dataset.batches(constants.batch_size, 0, 0, ()))
 
     def turn(self) -> None:
@@ -60,16 +61,18 @@ class Whole:
     target = 0.0
 
     def __init__(self, constants, dataset, network, folder):
-        from common import devices, pruning, runs, training
+        from common import pruning
+        from common.machine import devices
         from common.pruning.task import Task
+        from common.training import callbacks, fit, runs
 
         method = "ds-pruning" if self.target else "dense"
         task = Task(self.target, "neuron", 0, devices.width_multiple(constants.device), constants, None, dataset)
         extra, run = pruning.METHODS[method](task), runs.Run(Path(folder), method, {})
-        self.fitting = training.Fitting(constants, dataset, run, network, 0.05, 0, extra, cuts=bool(self.target))
+        self.fitting = fit.Fitting(constants, dataset, run, network, 0.05, 0, extra, cuts=bool(self.target))
         self.testing_seconds = 0.0
 
-        class Timed(training.Testing):
+        class Timed(callbacks.Evaluation):
             def on_epoch_end(timed, run):
                 devices.synchronize(run.device)
                 start = time.perf_counter()
@@ -77,15 +80,15 @@ class Whole:
                 self.testing_seconds += time.perf_counter() - start
 
         timed = Timed(dataset)
-        self.callbacks = [timed if isinstance(one, training.Testing) else one for one in self.fitting.callbacks]
+        self.callbacks = [timed if isinstance(one, callbacks.Evaluation) else one for one in self.fitting.callbacks]
 
     def turn(self) -> None:
-        from common import training
+        from common.training import loop
 
         run = self.fitting.training
         every, run.epochs = run.epochs, run.epoch + 1
         with redirect_stdout(StringIO()):
-            training.train(run, self.fitting.batches, self.callbacks)
+            loop.train(run, self.fitting.batches, self.callbacks)
         run.epochs = every
 
 
@@ -118,7 +121,8 @@ class Plain:
     def __init__(self, constants, dataset, network, _folder):
         import torch
 
-        from common import devices, models
+        from common import models
+        from common.machine import devices
 
         torch.manual_seed(0)
         self.constants, self.device = constants, constants.device
@@ -151,7 +155,7 @@ KINDS = {"bare": Bare, "whole": Whole, "ds-pruning": Pruned, "plain": Plain}
 
 def seconds_of(trained, device) -> tuple[float, float]:
     """Of a turn without testing, and of the testing."""
-    from common import devices
+    from common.machine import devices
 
     tested = getattr(trained, "testing_seconds", 0.0)
     devices.synchronize(device)
@@ -163,7 +167,7 @@ def seconds_of(trained, device) -> tuple[float, float]:
 
 
 def constants_of(options) -> SimpleNamespace:
-    from common import devices
+    from common.machine import devices
 
     device = devices.pick(options.device)
     recipe = settings.PROTOCOLS["quick" if options.dataset == "digits" else "cpu" if device.type == "cpu" else "gpu"]

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import process, settings
+from common import settings
+from common.machine import process
 
 
 def measured(options) -> dict:
@@ -22,7 +23,8 @@ def measured(options) -> dict:
     import torch
     from torch.nn import functional
 
-    from common import devices, models, units
+    from common import models, units
+    from common.machine import devices
 
     device = devices.pick(options.device)
     precision = devices.pick_precision("auto", device)

@@ -9,7 +9,7 @@ import hashlib
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import StringIO
@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
-from common import devices
 from common.errors import UserError
+from common.images import read_image
+from common.machine import devices
+from common.machine.seeds import stream
 
 AT_ONCE = 2**25  # bytes of the batches that an accelerator makes at once
 
@@ -117,11 +118,6 @@ class Dataset:
             yield normalise(images, self), self.test.labels[start : start + batch_size]
 
 
-def stream(seed: int, purpose: str, epoch: int) -> int:
-    """A seed of its own for every purpose and epoch."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()[:7], "big")
-
-
 # Reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -157,34 +153,6 @@ def digits() -> tuple:
     images = np.rint(images.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     split = train_test_split(images, labels, test_size=0.2, stratify=labels, random_state=0)
     return (split[0], split[2]), (split[1], split[3]), [str(digit) for digit in range(10)]
-
-
-def decode(path: str) -> Image.Image:
-    """One image file, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be anything when
-    the file is damaged; and ValueError for floats and 32-bit integers, of which nobody can tell what is white."""
-    with Image.open(path) as image:
-        image.load()
-        with suppress(Exception):  # of an image that is whole but for the rest of its EXIF
-            ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16 bits: PIL would clip
-            image = Image.fromarray(np.uint8(np.asarray(image) // 257))
-        if image.mode in ("I", "F"):
-            raise ValueError("floats and 32-bit integers have no known white; save it with 8 or 16 bits a value")
-        if image.mode == "P" and "transparency" in image.info:  # PIL would warn
-            image = image.convert("RGBA")
-        return image.convert("RGB")
-
-
-def read_image(path: str, size: int) -> np.ndarray:
-    """One image file as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
-
-    Raises:
-        UserError: naming the file, when it cannot be read.
-    """
-    try:
-        return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
-    except Exception as error:
-        raise UserError(f"DATASET: the image {path} cannot be read ({error}); replace or delete it") from None
 
 
 def image_folder(folder: Path, size: int, workers: int) -> tuple:

@@ -12,8 +12,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import process, settings
+from common import settings
 from common.errors import UserError
+from common.machine import process
 
 if TYPE_CHECKING:  # --help and mistyped flags need no torch
     import torch
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     from common import saved
-    from common.runs import write
+    from common.files import write
 
     final = saved.read(given.final)
     network = saved.rebuild(final, given.final)

@@ -8,59 +8,27 @@ as the pretrained weights expect, whatever the images are.
 
 import hashlib
 import os
-import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from common import data, devices
+from common import data
 from common.errors import UserError
-from common.process import Interrupts
+from common.images import TRIES, Files, Job, Jobs, Reader, begin, quiet, worker_died
+from common.machine import devices, seeds
+from common.machine.process import Interrupts
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
-RESIZED = 256 / 224  # the shorter side over the side of the centre crop
-DAMAGED = 0.01  # share of a split's images; more of them, and more than one, stop the run
-TRIES = 20  # images drawn in the place of a damaged one
 EVALUATED = 128  # images an evaluation batch
 SCANNERS = 32  # threads that list folders, which wait for the file system most of the time
-
-
-@dataclass
-class Files:
-    """The images of one split, by class and name. names: bytes [N] relative to the folder, one array for all, as a
-    million strings would be copied into every worker; labels: int64 [N]; damaged: path -> why, of those met so far."""
-
-    folder: Path
-    names: np.ndarray
-    labels: np.ndarray
-    damaged: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def path(self, index: int) -> str:
-        return os.path.join(self.folder, os.fsdecode(self.names[index]))
-
-    def note_damaged(self, found: Iterable[tuple[str, str]]) -> None:
-        """Remembers (path, why); raises UserError when they have become too many."""
-        for path, why in found:
-            self.damaged.setdefault(path, why)
-        if len(self.damaged) > max(1, DAMAGED * len(self)):
-            path, why = next(iter(self.damaged.items()))
-            raise UserError(
-                f"DATA_DIR: {len(self.damaged):,} of the {len(self):,} images in {self.folder} cannot be read, more "
-                f"than {DAMAGED:.0%}; the first: {path} ({why}); replace or delete them"
-            )
 
 
 # Scanning --------------------------------------------------------------------------------------------------------
@@ -143,79 +111,6 @@ def scan(folder: Path, classes: list[str], digest) -> Files:
     return Files(folder, names, labels)
 
 
-# Reading, in the workers -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """A batch to be read. indices: int64 [B] into the split; start: the first one's place in the epoch; seed: of what
-    is random in the epoch, None when a damaged image is to be left out instead of replaced."""
-
-    split: str
-    indices: np.ndarray
-    augmentation: tuple[str, ...] = ()
-    start: int = 0
-    seed: int | None = None
-
-
-@cache
-def transform(size: int, augmentation: tuple[str, ...]) -> Callable[[Image.Image], Image.Image]:
-    """PIL image of any size -> PIL image of size x size."""
-    from torchvision.transforms import v2
-
-    centre = [v2.Resize(round(size * RESIZED)), v2.CenterCrop(size)]
-    steps = [v2.RandomResizedCrop(size)] if "crop" in augmentation else centre
-    return v2.Compose([*steps, v2.RandomHorizontalFlip()] if "flip" in augmentation else steps)
-
-
-class Reader(Dataset):
-    """Job -> images uint8 [B, H, W, C], labels int64 [B], and (index, why) of every damaged image met."""
-
-    def __init__(self, train: Files, test: Files, size: int):
-        self.splits, self.size = {"train": train, "test": test}, size
-
-    def __getitem__(self, job: Job) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
-        files, damaged, count = self.splits[job.split], [], 0
-        images = torch.empty(len(job.indices), self.size, self.size, 3, dtype=torch.uint8)
-        labels = torch.empty(len(job.indices), dtype=torch.int64)
-        if get_worker_info() is not None:  # now, as an error while a batch is being sent would not reach anybody
-            images.share_memory_(), labels.share_memory_()
-        with torch.random.fork_rng(devices=[]):  # without workers, this is the training's generator
-            for place, index in enumerate(job.indices.tolist(), job.start):
-                if job.seed is not None:
-                    torch.default_generator.manual_seed(data.stream(job.seed, "example", place))
-                index, image = self.first_whole(files, index, job, damaged)
-                if image is not None:
-                    images.numpy()[count], labels[count] = np.asarray(image), int(files.labels[index])
-                    count += 1
-        return images[:count], labels[:count], damaged
-
-    def first_whole(self, files: Files, index: int, job: Job, damaged: list) -> tuple[int, Image.Image | None]:
-        """The image asked for; in training, when it is damaged, the first whole one of others drawn at random."""
-        for _ in range(1 if job.seed is None else TRIES):
-            try:
-                return index, transform(self.size, job.augmentation)(data.decode(files.path(index)))
-            except Exception as error:  # a damaged file fails in many ways
-                damaged.append((index, " ".join(str(error).split()) or type(error).__name__))
-                index = int(torch.randint(len(files), ()))
-        return index, None
-
-
-def quiet(_worker: int = 0) -> None:
-    """In a worker: Ctrl-C is the training process's to handle, and PIL's remarks on odd files are nobody's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", module="PIL")
-
-
-class Jobs:
-    """What a loader reads next; set anew before each use, as its workers outlive an epoch."""
-
-    jobs: Iterable[Job] = ()
-
-    def __iter__(self) -> Iterator[Job]:
-        return iter(self.jobs)
-
-
 # Batches ---------------------------------------------------------------------------------------------------------
 
 
@@ -281,11 +176,11 @@ class Folder:
             augmentation: any of crop (RandomResizedCrop, instead of the centre), flip, cutout.
             first: this process's batches to leave out, at the epoch's beginning.
         """
-        generator = torch.Generator().manual_seed(data.stream(seed, "batches", epoch))
+        generator = torch.Generator().manual_seed(seeds.stream(seed, "batches", epoch))
         order = torch.randperm(len(self.train), generator=generator).numpy()
         if "cutout" in augmentation:
             centres = torch.randint(self.size, (2, len(self.train)), generator=generator)
-        drawn, rounds = data.stream(seed, "augmentation", epoch), self.steps_per_epoch(batch_size * ranks)
+        drawn, rounds = seeds.stream(seed, "augmentation", epoch), self.steps_per_epoch(batch_size * ranks)
         starts = [(number * ranks + rank) * batch_size for number in range(first, rounds)]
         jobs = [Job("train", order[s : s + batch_size], tuple(augmentation), s, drawn) for s in starts]
         for start, (inputs, labels) in zip(starts, self.read(self.train, jobs), strict=True):
@@ -341,28 +236,3 @@ class Folder:
             worker_init_fn=quiet,
             generator=torch.Generator(),  # torch's own is the training's
         )
-
-
-def begin(loader: DataLoader) -> Iterator:
-    """iter(loader) without torch's signal handler, which would raise a worker's death in the midst of anything, a
-    checkpoint being written, say. The iterator notices it too, within seconds."""
-    child = getattr(signal, "SIGCHLD", None)
-    if child is None:  # on Windows, where torch sets none
-        return iter(loader)
-    before = signal.getsignal(child)
-    batches = iter(loader)
-    if signal.getsignal(child) is not before:
-        signal.signal(child, before)
-    return batches
-
-
-def worker_died(error: Exception) -> UserError | None:
-    """A worker's end as one line; None when `error` is something else."""
-    text = str(error)
-    if not text.startswith("DataLoader worker") and "in DataLoader worker process" not in text:
-        return None
-    why = text.strip().splitlines()[-1]
-    return UserError(
-        f"WORKERS: a process that decodes images failed ({why}); when memory or shared memory (/dev/shm) is short, "
-        "lower WORKERS or BATCH_SIZE"
-    )

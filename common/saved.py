@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.cutting import TENSORS, GroupError, shrink_to
 from common.errors import UserError
-from common.groups import TENSORS, GroupError, shrink_to
 from common.models import build
-from common.runs import FORMAT
+from common.training.runs import FORMAT
 
 PARTS = ("config", "network", "model")  # of a final.pt, each a dict
 

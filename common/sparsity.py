@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.groups import WEIGHTED, Groups, bare_copy
+from common.cutting import WEIGHTED, bare_copy
+from common.groups import Groups
 from common.models import units
 
 

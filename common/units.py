@@ -11,8 +11,8 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from common import devices, distributed, environment
 from common.groups import Groups
+from common.machine import devices, distributed, environment
 from common.models import activation_layers, units
 
 NEARLY_DEAD = 0.001  # a fire rate at or below this

@@ -34,7 +34,7 @@ def script_module(name: str):
 @pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
     """call("Resnet18", "--epochs 2 ...") -> (exit status, output, error lines), on the digits unless told otherwise."""
-    from common import process
+    from common.machine import process
 
     def run(script: str, flags: str = "", **places) -> tuple[int, str, str]:
         images = {} if script == "Imagenet" else {"dataset": "digits"}

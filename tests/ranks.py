@@ -14,10 +14,12 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from common import distributed, environment, folders, process, runs, training  # noqa: E402
+from common import files, folders  # noqa: E402
 from common.errors import UserError  # noqa: E402
 from common.groups import Groups  # noqa: E402
+from common.machine import distributed, environment, process  # noqa: E402
 from common.pruning.sparse import Masked  # noqa: E402
+from common.training import callbacks  # noqa: E402
 from tests.conftest import script_module  # noqa: E402
 
 RANK = environment.rank()
@@ -61,7 +63,7 @@ def cannot_write(patch):
     def full(path, save):
         raise UserError(f"could not write {path.name} (No space left on device)")
 
-    patch.setattr(runs, "write", full if RANK == 0 else runs.write)
+    patch.setattr(files, "write", full if RANK == 0 else files.write)
 
 
 def other_flags(patch):
@@ -70,14 +72,14 @@ def other_flags(patch):
 
 
 def stops_after_step_3(patch):
-    honest = training.Keeping.on_step
+    honest = callbacks.Checkpoints.on_step
 
     def on_step(self, run):
         honest(self, run)
         if run.step == 3:
             raise KeyboardInterrupt
 
-    patch.setattr(training.Keeping, "on_step", on_step)
+    patch.setattr(callbacks.Checkpoints, "on_step", on_step)
 
 
 SPOILS = (cuts_one_fewer, masks_one_other, cannot_read, cannot_write, other_flags, stops_after_step_3)

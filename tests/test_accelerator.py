@@ -11,10 +11,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common import data, devices, export, pruning, runs, saved, settings, sparsity_study, training
+from common import data, export, files, pruning, saved, settings
+from common.machine import devices
 from common.models import build
 from common.pruning.ds_pruning import Constants, DSPruning
 from common.pruning.task import Task
+from common.studies import sparsity
+from common.training import callbacks, fit, loop, runs
 from common.units import UnitWatch
 from tests.pretend import counting
 from tests.test_settings import assert_refused
@@ -56,7 +59,7 @@ MEASURED = {"device", "seconds", "training_speedup", "inference_speedup"}  # the
 def accelerator(request, monkeypatch) -> str:
     """The device, as DEVICE takes it. It pads as a CPU does, as other widths would round otherwise."""
     monkeypatch.setattr(devices, "ELSEWHERE", devices.ON_CPU)
-    monkeypatch.setattr(sparsity_study, "inference_speedup", partial(sparsity_study.inference_speedup, rounds=1))
+    monkeypatch.setattr(sparsity, "inference_speedup", partial(sparsity.inference_speedup, rounds=1))
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type
     return request.getfixturevalue("pretended").type
@@ -81,7 +84,7 @@ def assert_same_run(theirs: dict, ours: dict, exact: bool) -> None:
 
 def finals(folder) -> dict[str, dict]:
     """What the runs in a folder ended with, each by what it is a run of, but for the device."""
-    found = [runs.load(path) for path in folder.rglob("final.pt")]
+    found = [files.load(path) for path in folder.rglob("final.pt")]
     return {json.dumps({**final["config"], "device": ""}, sort_keys=True): final for final in found}
 
 
@@ -102,7 +105,7 @@ def test_every_script_and_study_does_what_it_does_on_the_cpu(study, call, photos
     assert made[0] == made[1]
     for theirs in (tmp_path / "cpu" / "out").rglob("*.csv") if exact else ():
         ours = tmp_path / accelerator / theirs.relative_to(tmp_path / "cpu")
-        rows = zip(runs.read_csv(theirs), runs.read_csv(ours), strict=True)
+        rows = zip(files.read_csv(theirs), files.read_csv(ours), strict=True)
         assert all(a[name] == b[name] for a, b in rows for name in a.keys() - MEASURED), theirs.name
 
 
@@ -116,7 +119,7 @@ def test_a_study_on_the_device_has_every_method():
 
 @pytest.fixture
 def train(accelerator, tmp_path, monkeypatch):
-    """train(method, folder) -> what `sparsity_study.train_one` returns, and settings and dataset."""
+    """train(method, folder) -> what `sparsity.train_one` returns, and settings and dataset."""
     import Resnet18
 
     def run(method: str, folder: str = "state", target: float = 0.6, flags: str = "", device: str = accelerator):
@@ -124,12 +127,12 @@ def train(accelerator, tmp_path, monkeypatch):
         flags += ["--run-dir", str(tmp_path / folder), "--output-dir", str(tmp_path / "out")]
         constants = settings.read(vars(Resnet18), Resnet18.STUDIES, flags)
         dataset = data.load(constants)
-        from common import accumulation
+        from common.studies import accumulation
 
         shared = accumulation.common_config(constants, dataset, "resnet18")
         own = method == "dense" or method in pruning.UNTARGETED
-        point = sparsity_study.points(constants, method)[0] if own else sparsity_study.Point(target)
-        final = sparsity_study.train_one(constants, dataset, shared, method, point, 0)
+        point = sparsity.points(constants, method)[0] if own else sparsity.Point(target)
+        final = sparsity.train_one(constants, dataset, shared, method, point, 0)
         return final, constants, dataset
 
     return run
@@ -159,11 +162,11 @@ def assert_same_values(one, other, where: str = "") -> None:
 def test_a_run_that_was_just_trained_returns_what_is_read_from_disk(method, train, accelerator):
     flags = "--study weight-sparsity" if method == "set" else ""
     trained, constants, dataset = train(method, flags=flags)
-    first = sparsity_study.row_of(constants, dataset, trained, trained)
+    first = sparsity.row_of(constants, dataset, trained, trained)
     logits = saved.rebuild(trained, "it")(torch.ones(1, dataset.example.shape[1], 8, 8))
     found, *_ = train(method, flags=flags)
     assert_same_values(trained, found)
-    second = sparsity_study.row_of(constants, dataset, found, found)
+    second = sparsity.row_of(constants, dataset, found, found)
     assert {name: first[name] for name in first.keys() - MEASURED} == {n: second[n] for n in second.keys() - MEASURED}
     assert torch.equal(logits, saved.rebuild(found, "it")(torch.ones(1, dataset.example.shape[1], 8, 8)))
     assert all(tensor.device.type == "cpu" for tensor in found["model"].values())
@@ -173,7 +176,7 @@ def test_a_run_that_was_just_trained_returns_what_is_read_from_disk(method, trai
 def test_an_interrupted_run_ends_as_if_untouched(method, train, accelerator, monkeypatch):
     flags = "--study weight-sparsity" if method == "rigl" else ""
     whole, *_ = train(method, "whole", flags=flags)
-    honest = training.Testing.on_epoch_end
+    honest = callbacks.Evaluation.on_epoch_end
 
     def interrupted(self, run):
         if run.epoch == 2:
@@ -181,7 +184,7 @@ def test_an_interrupted_run_ends_as_if_untouched(method, train, accelerator, mon
         honest(self, run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Testing, "on_epoch_end", interrupted)
+        patch.setattr(callbacks.Evaluation, "on_epoch_end", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(method, flags=flags)
     pieces, *_ = train(method, flags=flags)
@@ -273,7 +276,7 @@ def bare_step(device: torch.device) -> int:
     return seen.launches.total()
 
 
-class Probe(training.Callback):
+class Probe(loop.Callback):
     """Counts over the second epoch."""
 
     def __init__(self):
@@ -307,14 +310,14 @@ def one_epoch(device: torch.device, tmp_path, monkeypatch, augmentation=ALL, tar
         **{"schedule": "one-cycle", "precision": "bf16", "device": device, "augmentation": augmentation},
         activation="relu",
     )
-    honest, probe = training.train, Probe()
-    monkeypatch.setattr(training, "train", lambda run, batches, those: honest(run, batches, [probe, *those]))
+    honest, probe = fit.train, Probe()
+    monkeypatch.setattr(fit, "train", lambda run, batches, those: honest(run, batches, [probe, *those]))
     # A look ends where the units are followed that were cut.
     for owner, name in ((DSPruning, "look"), (UnitWatch, "follow")):
         monkeypatch.setattr(owner, name, probe.leaving_out(getattr(owner, name)))
     extra = [DSPruning(Task(target, "neuron", 0, 8, constants), Constants())] if target else []
     run = runs.Run(tmp_path, "run", {})
-    final = training.fit(constants, noise(device), run, NETWORK, 0.1, 0, extra, cuts=bool(target))
+    final = fit.fit(constants, noise(device), run, NETWORK, 0.1, 0, extra, cuts=bool(target))
     if target:
         assert final["rows"][0]["groups_cut"] < final["rows"][1]["groups_cut"]
     return probe.seen
@@ -333,11 +336,11 @@ def test_ds_pruning_launches_at_most_40_more_between_two_looks(pretended, tmp_pa
 
 @pytest.mark.parametrize("target", [0.0, 0.8])
 def test_within_an_epoch_the_host_waits_at_the_looks_only(target, pretended, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.Progress, "SECONDS", 0.0)  # glances at every step
+    monkeypatch.setattr(fit.Progress, "SECONDS", 0.0)  # glances at every step
     assert one_epoch(pretended, tmp_path, monkeypatch, target=target).syncs == {}
 
 
 def test_the_probe_would_see_a_wait(pretended, tmp_path, monkeypatch):
-    monkeypatch.setattr(training.Meters, "on_pass", lambda self, run: run.loss.item())
-    monkeypatch.setattr(training.Meters, "on_epoch_end", lambda self, run: run.row.update(dict.fromkeys(ROW, 0.0)))
+    monkeypatch.setattr(callbacks.Meters, "on_pass", lambda self, run: run.loss.item())
+    monkeypatch.setattr(callbacks.Meters, "on_epoch_end", lambda self, run: run.row.update(dict.fromkeys(ROW, 0.0)))
     assert one_epoch(pretended, tmp_path, monkeypatch).syncs == {"item": STEPS}

@@ -16,9 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from common import runs
-from common.accumulation import COLUMNS
+from common import files
 from common.errors import UserError
+from common.studies.accumulation import COLUMNS
+from common.training import runs
 from tests.conftest import ROOT
 from tests.test_data import save_images
 
@@ -67,7 +68,7 @@ def test_regularization_kills_units_and_more_of_it_kills_more(call, tmp_path):
 
 def test_the_file_of_a_run_holds_the_counts_that_its_rows_were_made_of(call, tmp_path):
     call("Resnet18", "--epochs 2 --learning-rates 0.1 --gradient-clip 0 --regularization 0.4")
-    final = runs.load(next(tmp_path.glob("state/**/final.pt")))
+    final = files.load(next(tmp_path.glob("state/**/final.pt")))
     fired, pairs = final["counts"]["fired"], final["counts"]["pairs"]
     assert fired.shape == (2, 488)
     assert [(epoch == 0).sum().item() for epoch in fired] == [row["dead_units"] for row in final["rows"]]
@@ -125,7 +126,7 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
     status, _, error = call("Resnet18", "--epochs 4 --learning-rates 0.05")
     assert status == 2
     assert "epoch 3, step 1" in error
-    assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 2
+    assert files.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 2
     monkeypatch.setattr(data.Dataset, "batches", honest)
     assert call("Resnet18", "--epochs 4 --learning-rates 0.05")[0] == 0
 
@@ -162,7 +163,7 @@ def test_a_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouched(start,
     assert kills > 0
     again = start("Resnet18", flags)
     assert again.wait() == 0
-    ours, theirs = (runs.load(next(place.glob("state/**/final.pt"))) for place in (tmp_path, untouched))
+    ours, theirs = (files.load(next(place.glob("state/**/final.pt"))) for place in (tmp_path, untouched))
     assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
     assert torch.equal(ours["counts"]["fired"], theirs["counts"]["fired"])
     csvs = [rows(place / "out/Resnet18/accumulation.csv") for place in (tmp_path, untouched)]
@@ -180,11 +181,12 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
     assert process.returncode == 130
     assert "the same command goes on" in error
     assert "Traceback" not in error
-    assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] >= 2
+    assert files.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] >= 2
 
 
 def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_path, monkeypatch):
-    from common import data, process
+    from common import data
+    from common.machine import process
 
     honest = data.Dataset.batches
 
@@ -199,7 +201,7 @@ def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_
     status, _, error = call("Resnet18", "--epochs 3 --learning-rates 0.05")
     assert status == 130
     assert "the same command goes on" in error
-    assert runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 1
+    assert files.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 1
     monkeypatch.setattr(data.Dataset, "batches", honest)
     assert call("Resnet18", "--epochs 3 --learning-rates 0.05")[0] == 0
 
@@ -218,7 +220,7 @@ def test_many_may_write_one_file_and_it_is_always_whole(tmp_path):
     path, texts = tmp_path / "table.csv", [f"{letter}" * 100_000 for letter in "abcdefgh"]
     found = set()
     with ThreadPoolExecutor(len(texts)) as pool:
-        writing = [pool.submit(lambda text=text: [runs.write_text(path, text) for _ in range(10)]) for text in texts]
+        writing = [pool.submit(lambda text=text: [files.write_text(path, text) for _ in range(10)]) for text in texts]
         while not all(one.done() for one in writing):
             found |= {path.read_text()} if path.exists() else set()
         for one in writing:
@@ -229,9 +231,9 @@ def test_many_may_write_one_file_and_it_is_always_whole(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
     run = runs.Run(tmp_path, "one", {})
-    left = run.folder / f".final.pt.0123{runs.UNFINISHED}"
+    left = run.folder / f".final.pt.0123{files.UNFINISHED}"
     left.write_bytes(b"half")
-    begun = run.folder / f".config.json.4567{runs.UNFINISHED}"  # by a process that has no lock yet
+    begun = run.folder / f".config.json.4567{files.UNFINISHED}"  # by a process that has no lock yet
     begun.touch()
     with run.locked():
         assert not left.exists()
@@ -241,14 +243,14 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
 
 def test_a_full_disk_loses_nothing_that_was_there(tmp_path):
     path = tmp_path / "file.pt"
-    runs.write(path, lambda file: file.write(b"old"))
+    files.write(path, lambda file: file.write(b"old"))
 
     def save(file):
         file.write(b"half")
         raise OSError(28, os.strerror(28))
 
     with pytest.raises(UserError, match=r"file\.pt.*No space left"):
-        runs.write(path, save)
+        files.write(path, save)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.pt"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common.comparison import claim, comparison, holm, markdown
+from common.reports.comparison import claim, comparison, holm, markdown
 
 
 def rows_of(**methods):

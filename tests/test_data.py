@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import chisquare
 from torchvision.transforms import functional as reference
 
-from common import data
+from common import data, images
 from common.errors import UserError
 
 SIZE, BORDER = 8, 1
@@ -164,15 +164,15 @@ def test_images_of_every_mode_become_rgb(tmp_path):
     Image.fromarray(grey).convert("P").save(tmp_path / "palette.png")
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     for name in ("grey", "palette", "deep"):
-        read = data.read_image(str(tmp_path / f"{name}.png"), 16)
+        read = images.read_image(str(tmp_path / f"{name}.png"), 16)
         assert np.array_equal(read, np.repeat(grey[..., None], 3, 2)), name
     upright = Image.fromarray(np.stack([grey] * 3, -1))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned by a quarter
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    assert np.array_equal(data.read_image(str(tmp_path / "turned.png"), 16), np.asarray(upright))
+    assert np.array_equal(images.read_image(str(tmp_path / "turned.png"), 16), np.asarray(upright))
     upright.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    assert data.read_image(str(tmp_path / "cmyk.jpg"), 16).shape == (16, 16, 3)
+    assert images.read_image(str(tmp_path / "cmyk.jpg"), 16).shape == (16, 16, 3)
 
 
 def broken(tmp_path, what):

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from common import death
+from common.reports import death
+from common.training import callbacks
 
 
 def counts_of(dead: list[list[int]]) -> dict:
@@ -34,13 +35,13 @@ def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_e
         watch = SimpleNamespace(fired_units=fired.clone)
         training = SimpleNamespace(epoch=epochs - 1, epochs=epochs, steps_per_epoch=steps, watch=watch, step=0)
         training.total_steps, training.device = epochs * steps, torch.device("cpu")
-        callback = death.AtEnd()
+        callback = callbacks.DeadAtEnd()
         callback.on_epoch_start(training)
         for step in range(1, steps + 1):
             training.step = step
             fired += step <= last_firing
             callback.on_step(training)
-            state, callback = callback.state(), death.AtEnd()  # as if the run went on from here another day
+            state, callback = callback.state(), callbacks.DeadAtEnd()  # as if the run went on from here another day
             callback.restore(training, state)
         training.epoch += 1
         callback.on_epoch_end(training)

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from common import models, runs, training
-from common.comparison import comparison, markdown
-from common.groups import find_groups
+from common import files, models
 from common.pruning.demp import Constants, DemonPruning, one_cycle
 from common.pruning.task import Task
+from common.reports.comparison import comparison, markdown
 from common.saved import load_network
+from common.tracing import find_groups
+from common.training import callbacks
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 FLAGS = "--study neuron-sparsity --hold-out 900 --pruning-learning-rate 0.1 --methods demp"
@@ -112,7 +113,7 @@ def test_a_layer_of_dead_units_keeps_one_and_is_told_once(capsys):
 def test_stronger_is_sparser_and_the_saved_network_is_what_the_rows_say(call, tmp_path):
     status, _, error = call("Resnet18", f"{FLAGS} dense --epochs 6 --demp-strengths 0.01 0.05 0.2")
     assert (status, error) == (0, "")
-    rows = runs.read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")
+    rows = files.read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")
     assert [(row["method"], row["target"], row["strength"]) for row in rows] == [
         ("dense", 0.0, None),
         ("demp", None, 0.01),
@@ -124,7 +125,7 @@ def test_stronger_is_sparser_and_the_saved_network_is_what_the_rows_say(call, tm
     assert sparsities[1] == 0
     assert 0 < sparsities[2] < sparsities[3]
     for path in (tmp_path / "state").rglob("final.pt"):
-        final = runs.load(path)
+        final = files.load(path)
         strength = final["config"].get("constants", {}).get("strength")
         (row,) = [row for row in rows if row["strength"] == strength]
         left = sum(p.numel() for n, p in load_network(path).named_parameters() if n.endswith(".weight") and p.dim() > 1)
@@ -145,13 +146,13 @@ def test_a_run_of_demp_is_the_same_in_all_studies_and_extends_a_table(call, tmp_
     more = "--sparsities 0.5 --extend --methods demp random"
     status, _, error = call("Resnet18", f"{FLAGS} {flags} {more}")
     assert (status, error) == (0, "")
-    assert [(row["method"], row["strength"]) for row in runs.read_csv(table)] == [("random", None), ("demp", 0.01)]
+    assert [(row["method"], row["strength"]) for row in files.read_csv(table)] == [("random", None), ("demp", 0.01)]
 
 
 def test_an_interrupted_run_ends_as_if_untouched(call, tmp_path, monkeypatch):
     flags = f"{FLAGS} --epochs 4 --demp-strengths 0.3"
     assert call("Resnet18", flags, run_dir=tmp_path / "whole")[0] == 0
-    honest = training.Keeping.on_epoch_end
+    honest = callbacks.Checkpoints.on_epoch_end
 
     def stop(self, run):
         honest(self, run)
@@ -159,10 +160,10 @@ def test_an_interrupted_run_ends_as_if_untouched(call, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Keeping, "on_epoch_end", stop)
+        patch.setattr(callbacks.Checkpoints, "on_epoch_end", stop)
         assert call("Resnet18", flags, run_dir=tmp_path / "pieces")[0] == 130
     assert call("Resnet18", flags, run_dir=tmp_path / "pieces")[0] == 0
-    whole, pieces = (runs.load(*(tmp_path / name).rglob("final.pt")) for name in ("whole", "pieces"))
+    whole, pieces = (files.load(*(tmp_path / name).rglob("final.pt")) for name in ("whole", "pieces"))
     assert not whole["counts"]["alive"][2].all()  # something was cut before it was interrupted
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, pieces["model"][name]), name

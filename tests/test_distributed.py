@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from common import runs
+from common import files
 from tests.conftest import ROOT
 
 FLAGS = (
@@ -74,7 +74,7 @@ def start(place, port: int) -> list[subprocess.Popen]:
 
 
 def finals(folder) -> dict[str, dict]:
-    found = map(runs.load, folder.glob("**/final.pt"))
+    found = map(files.load, folder.glob("**/final.pt"))
     return {final["config"]["method"]: final for final in found}
 
 
@@ -111,7 +111,7 @@ def test_two_processes_stopped_within_an_epoch_end_bit_for_bit_as_if_untouched(b
 
 def test_one_process_goes_on_where_two_stopped_within_an_epoch(both, place, call, photos):
     assert [status for status, _ in both["stopped for one"]] == [130, 130]
-    state = runs.load(next((place / "fewer").glob("**/checkpoint.pt")))
+    state = files.load(next((place / "fewer").glob("**/checkpoint.pt")))
     assert (state["epoch"], state["step"]) == (0, 3)
     flags = f"{FLAGS} --methods rigl --micro-batch 4"
     assert call("Imagenet", flags, data_dir=photos, run_dir=place / "fewer")[0] == 0

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common import models, runs, sparsity, units
-from common.groups import find_groups
+from common import files, models, sparsity, units
 from common.pruning import METHODS
 from common.pruning.ds_pruning import Constants, Press, Vitality, choose, evened, planned_sparsity
 from common.pruning.task import Task, spread_order, within_floor
 from common.saved import load_network
+from common.tracing import find_groups
 from tests.conftest import ROOT
 
 IMAGE = torch.zeros(1, 1, 8, 8)
@@ -244,7 +244,7 @@ def test_ds_pruning_and_its_controls_end_at_their_target_on_the_network_that_is_
     for row in found[1:]:
         assert 0 <= float(row[f"{measure}_sparsity"]) - float(row["target"]) < price
     for path in tmp_path.glob("state/**/final.pt"):
-        final = runs.load(path)
+        final = files.load(path)
         size, whole = sparsity.measure(load_network(path), IMAGE), sparsity.measure(dense, IMAGE)
         got = size.neuron_sparsity(whole) if measure == "neuron" else size.weight_sparsity(whole)
         assert 0 <= got - final["config"].get("target", 0) < price or final["config"]["method"] == "dense"
@@ -255,7 +255,7 @@ def test_ds_pruning_and_its_controls_end_at_their_target_on_the_network_that_is_
 
 def test_the_rows_of_scratch_have_the_shape_that_ds_pruning_ended_with(call, tmp_path):
     call("Resnet18", "--study neuron-sparsity --sparsities 0.6 --epochs 2 --methods scratch ds-pruning")
-    finals = {f["config"]["method"]: f for f in map(runs.load, tmp_path.glob("state/**/final.pt"))}
+    finals = {f["config"]["method"]: f for f in map(files.load, tmp_path.glob("state/**/final.pt"))}
     ours, theirs = finals["scratch"]["model"], finals["ds-pruning"]["model"]
     assert {name: value.shape for name, value in ours.items()} == {name: value.shape for name, value in theirs.items()}
     assert not torch.equal(ours["conv1.weight"], theirs["conv1.weight"])
@@ -315,7 +315,7 @@ def test_a_pruning_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouche
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert start("Resnet18", flags).wait() == 0
-    whole, pieces = (runs.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
+    whole, pieces = (files.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
     assert whole["DSPruning"]["log"] == pieces["DSPruning"]["log"]
     assert any(entry["cut"] for entry in whole["DSPruning"]["log"])
     assert all(torch.equal(whole["model"][name], pieces["model"][name]) for name in whole["model"])

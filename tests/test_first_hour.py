@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from benchmarks import first_hour, steps
-from common import process, runs
+from common import files
+from common.machine import process
 from tests.conftest import ROOT
 
 SPEED = "--rounds 1 --steps 4 --kinds whole --no-memory"
@@ -47,11 +48,11 @@ def test_a_study_by_several_processes_is_the_study_and_is_not_repeated(hour, cal
     status, output, error = hour("--device cpu --jobs 2 --steps neuron-sparsity", pruned)
     assert (status, error) == (0, ""), output
     assert "neuron-sparsity: done: " in output
-    ours = runs.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
+    ours = files.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert (tmp_path / "out" / "Resnet18" / "neuron-sparsity.png").exists()
     flags = pruned.replace("--dataset digits", "").replace(SPEED, "")
     assert call("Resnet18", f"--device cpu --study neuron-sparsity {flags}")[0] == 0
-    whole = runs.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
+    whole = files.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert len(ours) == 7
     assert [{name: row[name] for name in SAME} for row in ours] == [{n: row[n] for n in SAME} for row in whole]
     begun = time.monotonic()
@@ -94,7 +95,7 @@ def test_a_target_that_fails_leaves_the_table_of_the_others(hour, tmp_path):
     status, output, _ = hour("--device cpu --jobs 2 --steps neuron-sparsity", PRUNED.replace("0.5 0.8", "0.5 0.999"))
     assert status == 1
     assert "neuron-sparsity: failed: 1 of 2 targets complete" in output
-    rows = runs.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
+    rows = files.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert {row["target"] for row in rows} == {0.0, 0.5}
 
 
@@ -102,7 +103,7 @@ def test_on_the_pretend_accelerator(hour, pretended, tmp_path):
     python = (sys.executable, "-m", "tests.pretend")
     status, output, error = hour("--jobs 2 --steps neuron-sparsity", PRUNED.replace("0.5 0.8", "0.5"), python)
     assert (status, error) == (0, ""), output
-    rows = runs.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
+    rows = files.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert {row["device"] for row in rows} == {"pretend"}
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from common import folders
+from common import folders, images
 from common.errors import UserError
 
 SIZE, BATCH = 32, 8
@@ -384,7 +384,7 @@ def test_a_worker_that_is_killed_is_told_in_one_line_where_batches_are_read(plai
 
 
 def test_an_error_in_a_worker_is_told_in_one_line(plain, monkeypatch):
-    monkeypatch.setattr(folders.Reader, "first_whole", lambda *_: 1 / 0)
+    monkeypatch.setattr(images.Reader, "first_whole", lambda *_: 1 / 0)
     with pytest.raises(UserError, match="WORKERS: a process .*ZeroDivisionError: division by zero") as error:
         next(load(plain, workers=1).batches(2, 0, 0, BOTH))
     assert "\n" not in str(error.value)

@@ -9,8 +9,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from common.groups import GroupError, Groups, bare_copy, find_groups, shrink_to
+from common.cutting import GroupError, bare_copy, shrink_to
+from common.groups import Groups
 from common.models import activation_layers, batch_norms, resnet18, resnet50
+from common.tracing import find_groups
 
 torch.set_num_threads(1)
 IMAGE = torch.zeros(1, 3, 32, 32)

@@ -7,9 +7,11 @@ from functools import partial
 import pytest
 import torch
 
-from common import runs, sparsity_study, training
-from common.imagenet_study import OWN_COLUMNS
+from common import files
 from common.saved import load_network
+from common.studies import sparsity
+from common.studies.imagenet import OWN_COLUMNS
+from common.training import fit
 from tests.ranks import stops_after_step_3
 
 SMALL = (
@@ -24,17 +26,17 @@ def rows(path) -> list[dict]:
 
 
 def final(folder) -> dict:
-    return runs.load(next(folder.glob("**/final.pt")))
+    return files.load(next(folder.glob("**/final.pt")))
 
 
 def test_all_ten_criteria_meet_their_target_and_fill_the_papers_table(call, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(sparsity_study, "inference_speedup", partial(sparsity_study.inference_speedup, rounds=1))
+    monkeypatch.setattr(sparsity, "inference_speedup", partial(sparsity.inference_speedup, rounds=1))
     flags = "--no-pretrained --image-size 64 --width 8 --epochs 2 --batch-size 8 --workers 1 --sparsities 0.8"
     status, output, error = call("Imagenet", flags, data_dir=photos)
     assert (status, error) == (0, "")
     found = rows(tmp_path / "out/Imagenet/imagenet.csv")
     assert list(found[0]) == OWN_COLUMNS
-    assert [name for name in OWN_COLUMNS if name != "test_top5_accuracy"] == sparsity_study.COLUMNS
+    assert [name for name in OWN_COLUMNS if name != "test_top5_accuracy"] == sparsity.COLUMNS
     assert len({row["method"] for row in found}) == len(found) == 10
     assert found[0]["method"] == "dense"
     for row in found:
@@ -62,7 +64,7 @@ def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_if_untouched(call, ph
     with monkeypatch.context() as patch:
         stops_after_step_3(patch)
         assert call("Imagenet", flags, data_dir=photos)[0] == 130
-    state = runs.load(next(tmp_path.glob("state/**/checkpoint.pt")))
+    state = files.load(next(tmp_path.glob("state/**/checkpoint.pt")))
     assert (state["epoch"], state["step"]) == (0, 3)
     assert call("Imagenet", flags, data_dir=photos)[0] == 0
     whole, pieces = final(tmp_path / "whole"), final(tmp_path / "state")
@@ -79,7 +81,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(call, photos, tmp_path
 
     flags = f"{SMALL} --methods dense --momentum"
     with monkeypatch.context() as patch:
-        patch.setattr(training.Progress, "on_epoch_end", stop)
+        patch.setattr(fit.Progress, "on_epoch_end", stop)
         for momentum in ("0.8", "0.9"):
             assert call("Imagenet", f"{flags} {momentum}", data_dir=photos)[0] == 130
     one, other = tmp_path.glob("state/**/checkpoint.pt")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common import paper
+from common.reports import paper
 
 
 @pytest.mark.parametrize(("activation", "measure"), paper.ACCURACIES)

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torchvision
 
-from common import models, pretrained
+from common import models
 from common.errors import UserError
+from common.training import pretrained
 
 NAME = "resnet50-0676ba61.pth"
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from common import export, process
+from common import export
 from common.errors import UserError
-from common.groups import find_groups
+from common.machine import process
 from common.models import ACTIVATIONS, batch_norms, build
 from common.names import STEMS
 from common.saved import load_network
+from common.tracing import find_groups
 from tests.conftest import ROOT
 from tests.test_settings import assert_refused
 

@@ -5,9 +5,8 @@ import sys
 
 import pytest
 
-from common import report
-from common.reports import scale
-from common.runs import write_csv
+from common.files import write_csv
+from common.reports import canvas, scale
 
 COLUMNS = ["method", "target", "neuron_sparsity", "test_accuracy", "seed", "epochs", "width", "strength"]
 SETTINGS = {"dataset": "cifar10", "activation": "relu", "hold_out": 0, "definition": {}}
@@ -50,7 +49,7 @@ def test_leads_are_paired_differences_at_the_values_that_tables_have(plots):
 
 def test_both_figures_are_drawn_and_a_missing_axis_is_named(plots, monkeypatch, capsys):
     drawn = {}
-    monkeypatch.setattr(report, "save", lambda figure, path: drawn.update({path.name: figure}))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: drawn.update({path.name: figure}))
     monkeypatch.setattr(sys, "argv", ["scale", "--plots", str(plots)])
     assert scale.main() == 0
     assert drawn.keys() == {"lead-width.png", "lead-epochs.png"}

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common import models, runs, sparsity, training
-from common.groups import bare_copy, find_groups
+from common import files, models, sparsity
+from common.cutting import bare_copy
 from common.pruning import METHODS, UNSTRUCTURED, UNTARGETED, scores
 from common.pruning.task import Task
 from common.saved import load_network
+from common.tracing import find_groups
+from common.training import callbacks
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 
@@ -193,7 +195,7 @@ def test_a_definition_tells_runs_apart_and_only_those_of_the_four_scores(call, t
     methods = "dense random magnitude snap cropit-s earlysnap earlycrop-s"
     flags = f"--study neuron-sparsity --sparsities 0.5 --epochs 3 --hold-out 1300 --methods {methods}"
     assert call("Resnet18", flags)[0] == 0
-    found = {c["method"]: c.get("definition") for c in (runs.load(p)["config"] for p in tmp_path.rglob("final.pt"))}
+    found = {c["method"]: c.get("definition") for c in (files.load(p)["config"] for p in tmp_path.rglob("final.pt"))}
     four = {"training": False, "combine": "mean", "floor": 0.0, "gradual": False}
     own = {"snap", "cropit-s", "earlysnap", "earlycrop-s"}
     assert found == {method: four if method in own else None for method in methods.split()}
@@ -249,7 +251,7 @@ def rows(path):
 def test_scoring_leaves_no_trace_in_network_watch_and_batches(call, tmp_path):
     """Pruned to a sparsity of 0 before the first step, training is the dense one to the last bit."""
     call("Resnet18", "--study neuron-sparsity --sparsities 0 --epochs 1 --hold-out 1000 --methods dense snap cropit-s")
-    finals = [runs.load(path) for path in tmp_path.glob("state/**/final.pt")]
+    finals = [files.load(path) for path in tmp_path.glob("state/**/final.pt")]
     assert len(finals) == 3
     for final in finals:
         assert all(torch.equal(final["model"][name], finals[0]["model"][name]) for name in final["model"])
@@ -273,7 +275,7 @@ def test_every_structured_method_ends_at_its_target_on_the_network_that_is_saved
     found = {(row["method"], float(row["target"])): row for row in rows(tmp_path / "out/Resnet18" / f"{study}.csv")}
     assert found.keys() == {(method, 0.8) for method in methods}
     for path in tmp_path.glob("state/**/final.pt"):
-        config = runs.load(path)["config"]
+        config = files.load(path)["config"]
         size, row = sparsity.measure(load_network(path), IMAGE), found[config["method"], config["target"]]
         assert size.flops == int(row["inference_flops"])
         removed = {"neuron": size.neuron_sparsity(whole), "weight": size.weight_sparsity(whole)}
@@ -284,14 +286,14 @@ def test_every_structured_method_ends_at_its_target_on_the_network_that_is_saved
 
 def interrupted_after(epoch, monkeypatch):
     """Stops a run as Ctrl-C does, when that epoch's checkpoint is on the disk."""
-    whole = training.Keeping.on_epoch_end
+    whole = callbacks.Checkpoints.on_epoch_end
 
     def stop(self, run):
         whole(self, run)
         if run.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training.Keeping, "on_epoch_end", stop)
+    monkeypatch.setattr(callbacks.Checkpoints, "on_epoch_end", stop)
 
 
 @pytest.mark.parametrize("epoch", [1, 2])  # before and after the network is cut
@@ -302,7 +304,7 @@ def test_an_early_pruning_run_that_was_interrupted_ends_as_if_untouched(call, tm
         interrupted_after(epoch, patch)
         assert call("Resnet18", flags)[0] == 130
     assert call("Resnet18", flags)[0] == 0
-    whole, pieces = (runs.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
+    whole, pieces = (files.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
     assert whole["AtEarlyEpoch"] == pieces["AtEarlyEpoch"]
     assert whole["AtEarlyEpoch"]["pruned_after"] == 2
     assert all(torch.equal(whole["model"][name], pieces["model"][name]) for name in whole["model"])

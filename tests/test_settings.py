@@ -142,7 +142,7 @@ def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, sc
 
 MEASURE = """
 import ctypes, sys
-from common.process import keep_freed_memory
+from common.machine.process import keep_freed_memory
 
 class Mallinfo(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"

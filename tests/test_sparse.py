@@ -8,11 +8,13 @@ import torch
 from torch.func import functional_call
 from torch.nn import functional
 
-from common import models, runs, sparsity, training
-from common.groups import WEIGHTED, find_groups
+from common import files, models, sparsity
+from common.cutting import WEIGHTED
 from common.pruning import METHODS, UNSTRUCTURED, sparse
 from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.task import Task, Unreachable
+from common.tracing import find_groups
+from common.training import loop
 from tests.test_scores import IMAGE, interrupted_after, rows
 
 SHAPES = [module.weight.shape for module in models.conv_and_linear(models.resnet18(10, channels=1, width=16))]
@@ -107,13 +109,13 @@ def data(count, size=8):
 
 
 def started(model, target, epochs=2, steps=30):
-    optimizer, scheduler = training.sgd(model, 0.1, 0.9, 5e-4, "constant", epochs * steps)
-    run = training.Training(model, optimizer, scheduler, epochs, steps, "fp32", torch.device("cpu"))
+    optimizer, scheduler = loop.sgd(model, 0.1, 0.9, 5e-4, "constant", epochs * steps)
+    run = loop.Training(model, optimizer, scheduler, epochs, steps, "fp32", torch.device("cpu"))
     run.groups = find_groups(model, IMAGE)
     return run, task(target)
 
 
-class Probe(training.Callback):
+class Probe(loop.Callback):
     """Looks at weights, gradients and momentum at every step, and notes the masks."""
 
     def __init__(self, masked):
@@ -143,7 +145,7 @@ def test_masks_hold_on_weights_gradients_and_momentum_at_every_step(method, monk
     (masked,) = METHODS[method](job)
     masked.prepare(run)
     probe = Probe(masked)
-    training.train(run, lambda epoch: data(30), [masked, probe])
+    loop.train(run, lambda epoch: data(30), [masked, probe])
     total = sum(weight.numel() for weight in masked.weights)
     counts = [[int(mask.sum()) for mask in masks] for masks in probe.masks]
     assert sum(int((weight != 0).sum()) for weight in masked.weights) <= sum(counts[-1])
@@ -202,7 +204,7 @@ def test_every_unstructured_method_ends_at_its_target_and_is_counted_by_its_mask
     found = {row["method"]: row for row in rows(tmp_path / "out/Resnet18/weight-sparsity.csv")}
     assert sorted(found) == sorted(UNSTRUCTURED)
     for path in tmp_path.glob("state/**/final.pt"):
-        final = runs.load(path)
+        final = files.load(path)
         row = found[final["config"]["method"]]
         masks = final["Masked"]["masks"]
         assert all((final["model"][f"{name}.weight"][~mask] == 0).all() for name, mask in masks.items())
@@ -228,7 +230,7 @@ def test_an_interrupted_sparse_run_ends_as_if_untouched(call, tmp_path, monkeypa
         interrupted_after(1, patch)
         assert call("Resnet18", flags)[0] == 130
     assert call("Resnet18", flags)[0] == 0
-    whole, pieces = (runs.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
+    whole, pieces = (files.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
     masks, again = whole["Masked"]["masks"], pieces["Masked"]["masks"]
     assert all(torch.equal(masks[name], again[name]) for name in masks)
     assert all(torch.equal(whole["model"][name], pieces["model"][name]) for name in whole["model"])

@@ -5,7 +5,6 @@ import torch
 import torchvision
 from torch import nn
 
-from common.groups import find_groups
 from common.models import resnet18, resnet50
 from common.sparsity import (
     flops_left,
@@ -18,6 +17,7 @@ from common.sparsity import (
     weight_sparsity,
     weights_left,
 )
+from common.tracing import find_groups
 
 torch.set_num_threads(1)
 IMAGE = torch.zeros(1, 3, 32, 32)

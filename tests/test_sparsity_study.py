@@ -4,8 +4,9 @@ import numpy as np
 from filelock import FileLock
 from matplotlib.text import Text
 
-from common import figures, sparsity_study
-from common.runs import read_csv
+from common.files import read_csv
+from common.reports import figures
+from common.studies import sparsity
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
 
@@ -54,14 +55,14 @@ def test_a_study_goes_on_past_a_run_that_another_process_is_training(call, tmp_p
 
 
 def test_an_interrupted_study_leaves_the_table_of_what_it_has_done(call, tmp_path, monkeypatch):
-    honest = sparsity_study.train_one
+    honest = sparsity.train_one
 
     def interrupted(settings, dataset, shared, method, *rest):
         if method == "magnitude":
             raise KeyboardInterrupt
         return honest(settings, dataset, shared, method, *rest)
 
-    monkeypatch.setattr(sparsity_study, "train_one", interrupted)
+    monkeypatch.setattr(sparsity, "train_one", interrupted)
     status, _, _ = call("Resnet18", f"{FLAGS} dense random magnitude")
     assert status == 130
     assert [row["method"] for row in read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")] == ["dense", "random"]

@@ -96,7 +96,7 @@ IMPORT = """
 import importlib, pkgutil
 import common
 for _, name, _ in pkgutil.walk_packages(common.__path__, "common."):
-    if name != "common.pretrained":  # torchvision's weights
+    if name != "common.training.pretrained":  # torchvision's weights
         importlib.import_module(name)
 """
 
@@ -107,13 +107,14 @@ def test_the_studies_are_there_without_what_draws_prunes_or_reads_images(tmp_pat
 
 BEGIN = """
 import Resnet18
-from common import process, training
+from common.machine import process
+from common.training import fit
 from common.errors import UserError
 
 def train(*_):
     raise UserError("the training would begin")
 
-training.train = train
+fit.train = train
 raise SystemExit(process.run(Resnet18.main))
 """
 

@@ -8,8 +8,11 @@ import torch
 from matplotlib.text import Text
 from PIL import Image
 
-from common import accumulation, figures, names, paper, report, runs, sweeps, training
-from common.runs import read_csv
+from common import files, names
+from common.files import read_csv
+from common.reports import canvas, figures, paper
+from common.studies import accumulation, sweeps
+from common.training import fit, runs
 from tests.test_settings import assert_refused, script_module
 
 FEW = "--width 4 --epochs 2 --batch-size 128"  # seconds for a run's training on one core
@@ -158,14 +161,14 @@ def test_a_run_that_left_a_damaged_file_is_listed_and_the_others_are_drawn(call,
     ids=["gpu", "cpu"],
 )
 def test_a_run_too_large_for_memory_is_listed_and_the_others_are_drawn(call, tmp_path, monkeypatch, raised, reason):
-    honest = training.train
+    honest = fit.train
 
     def too_large(state, batches, callbacks):
         if state.steps_per_epoch < 30:
             raise raised
         honest(state, batches, callbacks)
 
-    monkeypatch.setattr(training, "train", too_large)
+    monkeypatch.setattr(fit, "train", too_large)
     status, output, error = call("Resnet18", f"--study batch-size {FEW} --batch-sizes 32 64 --regularization 0")
     assert status == 2
     assert "not finished: batch-size 64 at equal epochs, lr 0.05 seed 0: out of memory" in error
@@ -225,9 +228,9 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
 
 
 def test_a_mean_says_how_many_seeds_are_behind_it():
-    assert report.mean_of([1, 1]) == "one seed"
-    assert report.mean_of([2, 2]) == "mean of 2 seeds"
-    assert report.mean_of([3, 1]) == "mean of 1 to 3 seeds"
+    assert canvas.mean_of([1, 1]) == "one seed"
+    assert canvas.mean_of([2, 2]) == "mean of 2 seeds"
+    assert canvas.mean_of([3, 1]) == "mean of 1 to 3 seeds"
 
 
 def test_an_extended_sweep_trains_only_what_it_lacks_and_ends_like_one_made_at_once(call, tmp_path):
@@ -293,7 +296,7 @@ def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monk
 def test_the_rows_of_a_sweep_are_what_its_runs_counted(call, tmp_path):
     call("Resnet18", f"--study learning-rate {FEW} {PRESSURE} --epochs 4")
     (row,) = read_csv(tmp_path / "out/Resnet18/learning-rate.csv")
-    final = runs.load(next((tmp_path / "state").rglob("final.pt")))
+    final = files.load(next((tmp_path / "state").rglob("final.pt")))
     dead = final["counts"]["fired"] == 0
     assert row["dead_units"] == dead[-1].sum() > 0
     assert row["cumulative_dead"] == dead.sum()
@@ -308,7 +311,7 @@ def test_the_rows_of_a_sweep_are_what_its_runs_counted(call, tmp_path):
 
 def test_fire_rates_of_every_unit_are_kept_and_drawn_for_scripts_made_alike(call, tmp_path):
     call("Resnet18", f"{FEW} {PRESSURE} --epochs 6")
-    final = runs.load(next((tmp_path / "state").rglob("final.pt")))
+    final = files.load(next((tmp_path / "state").rglob("final.pt")))
     rows = read_csv(tmp_path / "out/Resnet18/accumulation-fire-rates.csv")
     expected = final["counts"]["fired"][-1] / final["counts"]["pairs"][-1]
     assert [row["fire_rate"] for row in rows] == pytest.approx(expected.tolist(), rel=1e-4)

@@ -10,8 +10,8 @@ import textwrap
 import pytest
 from filelock import FileLock
 
-from common import runs
 from common.errors import RunFailed
+from common.training import runs
 from tests.conftest import ROOT
 
 # Python and the libraries have forms of their own for every system, so they are imported before the hiding begins.
@@ -67,7 +67,7 @@ def test_every_module_and_script_can_be_imported_without_what_windows_lacks(tmp_
     done = on_windows(IMPORT, tmp_path)
     assert done.returncode == 0, done.stderr
     imported = json.loads(done.stdout)
-    assert {"common.runs", "common.folders", "common.pruning.sparse", "Resnet18", "Imagenet"} <= set(imported)
+    assert {"common.training.runs", "common.folders", "common.pruning.sparse", "Resnet18", "Imagenet"} <= set(imported)
     assert len(imported) > 40
 
 
@@ -77,7 +77,7 @@ TRAIN = """
 
     multiprocessing.set_start_method("spawn")
     signal_handling._set_SIGCHLD_handler = lambda: None  # as it is there
-    from common import process
+    from common.machine import process
     script = importlib.import_module(sys.argv.pop(1))
     sys.exit(process.run(script.main))
 """
@@ -100,7 +100,7 @@ def test_it_trains_without_what_windows_lacks(tmp_path, photos, case):
 
 HOLD = """
 import pathlib, sys
-from common.runs import Run
+from common.training.runs import Run
 with Run(pathlib.Path("state"), "run", {"seed": 0}).locked():
     print("held", flush=True)
     sys.stdin.read()

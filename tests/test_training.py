@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from common import gradients, training
 from common.errors import UserError
+from common.training import callbacks, gradients, loop
 
 
 def small(seed=0):
@@ -21,11 +21,11 @@ def batches(count=4, size=8):
 
 
 def start(model, epochs=2, steps=4, schedule="constant", rate=0.1):
-    optimizer, scheduler = training.sgd(model, rate, 0.9, 0.0, schedule, epochs * steps)
-    return training.Training(model, optimizer, scheduler, epochs, steps, "fp32", torch.device("cpu"))
+    optimizer, scheduler = loop.sgd(model, rate, 0.9, 0.0, schedule, epochs * steps)
+    return loop.Training(model, optimizer, scheduler, epochs, steps, "fp32", torch.device("cpu"))
 
 
-class Recorder(training.Callback):
+class Recorder(loop.Callback):
     """Notes the point, and what the gradients and the learning rate are there."""
 
     def __init__(self):
@@ -49,7 +49,7 @@ class Recorder(training.Callback):
 def record(*callbacks, **options):
     recorder = Recorder()
     run = start(small(), **options)
-    training.train(run, batches(), [*callbacks, recorder])
+    loop.train(run, batches(), [*callbacks, recorder])
     return run, recorder
 
 
@@ -85,7 +85,7 @@ def test_passes_of_half_a_batch_add_up_to_the_gradient_of_the_whole():
         run, recorder = start(model, epochs=1), Recorder()
         run.passes = passes
         halves = [(x.double(), y) for x, y in batches(count=4 * passes, size=8 // passes)(0)]
-        training.train(run, lambda epoch: halves, [recorder])
+        loop.train(run, lambda epoch: halves, [recorder])
         return recorder
 
     whole, halves = trained(1), trained(2)
@@ -100,13 +100,13 @@ def test_label_smoothing_is_torchs():
     run.label_smoothing = 0.1
     ((images, labels),) = batches(count=1)(0)
     expected = nn.functional.cross_entropy(small()(images), labels, label_smoothing=0.1)
-    training.train(run, batches(count=1), [])
+    loop.train(run, batches(count=1), [])
     assert torch.equal(run.loss, expected)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "one-cycle"])
 def test_the_learning_rate_rises_over_the_warm_up(schedule):
-    optimizer, scheduler = training.sgd(small(), 0.5, 0.9, 0.0, schedule, 40, warmup=10)
+    optimizer, scheduler = loop.sgd(small(), 0.5, 0.9, 0.0, schedule, 40, warmup=10)
     rates = []
     for _ in range(40):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -127,7 +127,7 @@ def test_top_5_counts_a_label_among_the_five_highest_logits():
     logits, labels = torch.randn(100, 20, generator=generator), torch.randint(20, (100,), generator=generator)
     model = nn.Linear(20, 20, bias=False)
     model.weight.data = torch.eye(20)
-    scores = training.evaluate(start(model), Fixed())
+    scores = callbacks.evaluate(start(model), Fixed())
     places = [(row > row[label]).sum().item() for row, label in zip(logits, labels, strict=True)]
     assert scores.top1 == pytest.approx(sum(place == 0 for place in places) / 100)
     assert scores.top5 == pytest.approx(sum(place < 5 for place in places) / 100)
@@ -136,7 +136,7 @@ def test_top_5_counts_a_label_among_the_five_highest_logits():
 
 def test_a_one_step_one_cycle_run_works():
     run = start(small(), epochs=1, steps=1, schedule="one-cycle")
-    training.train(run, batches(count=1), [])
+    loop.train(run, batches(count=1), [])
 
 
 def test_the_pull_adds_the_sign_of_every_scale_and_peaks_at_half_of_training():
@@ -188,11 +188,11 @@ def test_noise_has_its_deviation_on_every_element_and_depends_on_seed_and_epoch_
 
 
 def test_the_meters_give_the_mean_over_examples_not_over_batches():
-    meters = training.Meters(torch.device("cpu"))
+    meters = callbacks.Meters(torch.device("cpu"))
     run = start(small(), epochs=1)
     losses, correct, examples = 0.0, 0, 0
 
-    class Brute(training.Callback):
+    class Brute(loop.Callback):
         def on_gradients(self, run):
             nonlocal losses, correct, examples
             losses += nn.functional.cross_entropy(run.logits, run.labels, reduction="sum").item()
@@ -200,7 +200,7 @@ def test_the_meters_give_the_mean_over_examples_not_over_batches():
             examples += len(run.labels)
 
     images, labels = torch.randn(20, 1, 8, 8), torch.randint(3, (20,))
-    training.train(run, lambda epoch: zip(images.split(8), labels.split(8), strict=True), [meters, Brute()])
+    loop.train(run, lambda epoch: zip(images.split(8), labels.split(8), strict=True), [meters, Brute()])
     assert examples == 20
     assert run.row["train_loss"] == pytest.approx(losses / 20, rel=1e-6)
     assert run.row["train_accuracy"] == correct / 20
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_its_epoch_and_step(poison):
         for step, (images, labels) in enumerate(batches()(epoch)):
             yield images * (poison if (epoch, step) == (1, 2) else 1), labels
 
-    with pytest.raises(training.Diverged, match="epoch 2, step 3") as error:
-        training.train(start(small(), epochs=3), poisoned, [training.Meters(torch.device("cpu"))])
+    with pytest.raises(loop.Diverged, match="epoch 2, step 3") as error:
+        loop.train(start(small(), epochs=3), poisoned, [callbacks.Meters(torch.device("cpu"))])
     assert isinstance(error.value, UserError)
     assert "\n" not in str(error.value)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from benchmarks import training_speed
-from common import process
+from common.machine import process
 
 KINDS = {"bare", "whole", "ds-pruning", "plain"}
 SMALL = "--dataset digits --width 2 --batch-size 32 --steps 12 --rounds 2"

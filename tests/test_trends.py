@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common import trends
+from common.reports import trends
 
 
 def points(rows: list[list[float]]) -> list[tuple]:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common import data, environment
+from common.machine import environment, seeds
 from common.models import batch_norms
 from common.pruning.task import Task, within_floor
-from common.training import Callback, Training
+from common.training.loop import Callback, Training
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class DemonPruning(Callback):
         self.generator = torch.Generator(training.device)
 
     def on_epoch_start(self, training: Training):
-        self.generator.manual_seed(data.stream(self.task.seed, "noise on live weights", training.epoch))
+        self.generator.manual_seed(seeds.stream(self.task.seed, "noise on live weights", training.epoch))
 
     def on_gradients(self, training: Training):
         self.shake(training)

@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from common import devices
 from common.errors import UserError
 from common.groups import Groups
+from common.machine import devices
 from common.pruning.task import Task, within_floor
-from common.training import Callback, Training
+from common.training.loop import Callback, Training
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import data, distributed
+from common.cutting import WEIGHTED, bare_copy
 from common.errors import UserError
-from common.groups import WEIGHTED, Groups, bare_copy
+from common.groups import Groups
+from common.machine import distributed, seeds
 from common.models import activation_layers, conv_and_linear
 from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
-from common.training import Callback, Training
+from common.training.loop import Callback, Training
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # inputs [B, C, H, W] and labels [B]
 Criterion = Callable[[nn.Module, Groups, Batches], dict[str, Tensor]]  # layer -> a score for each channel, [channels]
@@ -160,7 +161,7 @@ def lowest_of_each_first(groups: Groups, score: Tensor) -> Tensor:
 def scoring_batches(task: Task, number: int) -> Iterator[tuple[Tensor, Tensor]]:
     """SCORING_BATCHES batches as in training, in passes of the same size, always the same for the same seed and number;
     made when asked for. A small training set is seen once, as far as it goes."""
-    settings, seed = task.settings, data.stream(task.seed, "scoring batches", 0)
+    settings, seed = task.settings, seeds.stream(task.seed, "scoring batches", 0)
     batches = task.dataset.batches(settings.per_pass, seed, number, settings.augmentation)
     return distributed.together(islice(batches, SCORING_BATCHES * (settings.batch_size // settings.per_pass)))
 

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from common import data
+from common.machine import seeds
 from common.pruning.task import Task, spread_order, within_floor
-from common.training import Callback, Training
+from common.training.loop import Callback, Training
 
 
 class RandomAtStart(Callback):
@@ -18,7 +18,7 @@ class RandomAtStart(Callback):
         self.task.check(training.groups)
 
     def on_start(self, training: Training):
-        generator = torch.Generator().manual_seed(data.stream(self.task.seed, "random groups", 0))
+        generator = torch.Generator().manual_seed(seeds.stream(self.task.seed, "random groups", 0))
         order = within_floor(training.groups, spread_order(training.groups, generator), 0.0)
         chosen = self.task.first(training.groups, order, self.task.target)
         training.groups.cut(training.model, training.optimizer, chosen, self.task.multiple)
@@ -39,7 +39,7 @@ class ShapeFromScratch(Callback):
         for coupling, width in zip(groups.couplings, final["widths"], strict=True):
             removed[coupling.start + width : coupling.start + coupling.size] = True
         groups.cut(training.model, training.optimizer, removed)  # no padding: all that is left gets fresh weights
-        torch.manual_seed(data.stream(self.task.seed, "weights from scratch", 0))
+        torch.manual_seed(seeds.stream(self.task.seed, "weights from scratch", 0))
         for module in training.model.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from common import data, distributed
+from common.cutting import WEIGHTED, bare_copy
 from common.errors import UserError
-from common.groups import WEIGHTED, bare_copy
+from common.machine import distributed, seeds
 from common.models import conv_and_linear
 from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.scores import check_scoring, scoring_batches
 from common.pruning.task import Task, Unreachable
-from common.training import Callback, Training
+from common.training.loop import Callback, Training
 
 UPDATE_STEPS = 100  # between two updates of the masks (Evci et al. 2020)
 UPDATE_UNTIL = 0.75  # share of training after which the masks stay (Evci et al. 2020)
@@ -116,7 +116,7 @@ def random_by_layer(training: Training, task: Task) -> list[Tensor]:
     """At random, each layer with its ERK share."""
     weights = [module.weight for module in conv_and_linear(training.model)]
     counts = erdos_renyi_kernel([w.shape for w in weights], kept(task.target, sum(w.numel() for w in weights)))
-    generator = torch.Generator().manual_seed(data.stream(task.seed, "first mask", 0))
+    generator = torch.Generator().manual_seed(seeds.stream(task.seed, "first mask", 0))
     masks = []
     for weight, count in zip(weights, counts, strict=True):
         mask = torch.zeros(weight.numel(), dtype=torch.bool)
@@ -147,7 +147,7 @@ def moved(masks: list[Tensor], weights: list[Tensor], growths: list[Tensor], ste
 
 def grow_at_random(task: Task, weights: list, gradients: list, masks: list, step: int, last: int) -> list[Tensor]:
     """SET (Mocanu et al. 2018, arXiv 1707.04780), at the moments and with the shares of RigL, as Evci et al. run it."""
-    generator = torch.Generator().manual_seed(data.stream(task.seed, "grown weights", step))
+    generator = torch.Generator().manual_seed(seeds.stream(task.seed, "grown weights", step))
     draws = torch.rand(sum(weight.numel() for weight in weights), generator=generator).to(weights[0].device)
     parts = draws.split([weight.numel() for weight in weights])
     growths = [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]

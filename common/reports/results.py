@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from common import comparison, names, paper, report, runs
+from common import files, names
+from common.reports import canvas, comparison, paper
 
 ROOT = Path(__file__).parent.parent.parent
 MADE = "<!-- Written by `python -m common.reports.results`; edit the tables in plots/, or that command. -->\n"
@@ -52,7 +53,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 def conditions(settings: dict) -> str:
     """What was trained, in a line."""
-    network, dataset = settings["network"], report.dataset_name(settings["dataset"])
+    network, dataset = settings["network"], canvas.dataset_name(settings["dataset"])
     name = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}.get(network["name"], network["name"])
     activation = names.ACTIVATION_LABELS.get(settings["activation"], settings["activation"])
     return (
@@ -74,7 +75,7 @@ def by_target(table: pd.DataFrame, value: str, decimals: int = 1) -> pd.DataFram
     order = table.groupby(["method", "target"])[value].mean().groupby("method").mean().sort_values(ascending=False)
     cells = over_seeds(table, ["method", "target"], value, decimals=decimals).unstack().reindex(order.index)
     cells.columns = [f"{100 * target:g} %" for target in cells.columns]
-    cells.insert(0, "method", [report.NAMES.get(method, method) for method in cells.index])
+    cells.insert(0, "method", [canvas.NAMES.get(method, method) for method in cells.index])
     return cells
 
 
@@ -89,7 +90,7 @@ def by_strength(table: pd.DataFrame, kind: str) -> pd.DataFrame:
             "test accuracy (%)": over_seeds(table, by, "test_accuracy"),
         }
     ).reset_index()
-    cells["method"] = [report.NAMES.get(method, method) for method in cells["method"]]
+    cells["method"] = [canvas.NAMES.get(method, method) for method in cells["method"]]
     cells["strength"] = [f"{strength:g}" for strength in cells["strength"]]
     return cells
 
@@ -127,7 +128,7 @@ def sparsity_section(path: Path) -> str:
     if published:
         lines = pd.DataFrame(published).T
         lines.columns = [f"{100 * target:g} %" for target in lines.columns]
-        lines.insert(0, "method", [report.NAMES.get(method, method) for method in lines.index])
+        lines.insert(0, "method", [canvas.NAMES.get(method, method) for method in lines.index])
         parts.append("The paper's test accuracy, read off its figure (width 64, 100 to 300 epochs):\n")
         parts.append(markdown(lines))
     summary, figure = path.with_name(f"{path.stem}-summary.md"), path.with_suffix(".png")
@@ -257,7 +258,7 @@ def scripts_page(plots: Path) -> str:
 
 
 def summary_of(path: Path) -> str:
-    return comparison.markdown(comparison.comparison(runs.read_csv(path), names.SPARSITY[path.stem]))
+    return comparison.markdown(comparison.comparison(files.read_csv(path), names.SPARSITY[path.stem]))
 
 
 def summaries(plots: Path) -> dict[Path, str]:

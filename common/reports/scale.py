@@ -19,8 +19,9 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from common import comparison, report, runs
+from common import files
 from common.pruning import METHODS
+from common.reports import canvas, comparison
 from common.reports.results import ROOT
 
 TARGET = 0.8
@@ -35,7 +36,7 @@ def rows_below(plots: Path) -> list[dict]:
         settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
         made = settings["dataset"], settings["activation"], settings["hold_out"]
         if made == ("cifar10", "relu", 0) and "definition" in settings:
-            found += runs.read_csv(path)
+            found += files.read_csv(path)
     return found
 
 
@@ -61,7 +62,7 @@ def draw(found: dict[str, dict[int, dict]], axis: str, path: Path) -> None:
     margin = 0.35 * (max(heights) - min(heights)) + 1
     columns = min(len(found), 4)
     lines = -(-len(found) // columns)
-    with report.canvas(lines, columns, (1.2 + 1.7 * columns, 1 + 1.6 * lines), sharex=True, sharey=True) as (
+    with canvas.canvas(lines, columns, (1.2 + 1.7 * columns, 1 + 1.6 * lines), sharex=True, sharey=True) as (
         figure,
         grid,
     ):
@@ -69,7 +70,7 @@ def draw(found: dict[str, dict[int, dict]], axis: str, path: Path) -> None:
             axes.set_axis_off()
         for axes, (method, line) in zip(grid.flat, found.items(), strict=False):
             draw_panel(axes, line)
-            axes.set_title(report.NAMES.get(method, method))
+            axes.set_title(canvas.NAMES.get(method, method))
         for lowest in grid.flat[len(found) - columns : len(found)]:
             lowest.tick_params(labelbottom=True)
         axes = grid[0, 0]
@@ -83,14 +84,14 @@ def draw(found: dict[str, dict[int, dict]], axis: str, path: Path) -> None:
         held = {"width": "width {}", "epochs": "{} epochs"}[FIXED[axis][0]].format(FIXED[axis][1])
         title = f"ResNet-18 on CIFAR-10, {100 * TARGET:g} % neuron sparsity, {held}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        report.save(figure, path)
+        canvas.save(figure, path)
 
 
 def draw_panel(axes, line: dict[int, dict]) -> None:
     """A method's mean lead at each value, and its interval where there is one."""
-    colour = report.COLOURS[0]
+    colour = canvas.COLOURS[0]
     heights = {place: -100 * row["difference"] for place, row in line.items()}
-    axes.axhline(0, color=report.QUIET, linewidth=0.8)
+    axes.axhline(0, color=canvas.QUIET, linewidth=0.8)
     axes.plot(list(heights), list(heights.values()), color=colour)
     for place, row in line.items():
         told = row["low"] is not None

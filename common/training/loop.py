@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common import distributed, environment, units
+from common import units
 from common.errors import RunFailed
 from common.groups import Groups
-from common.process import Interrupts, is_out_of_memory, out_of_memory
+from common.machine import distributed, environment
+from common.machine.process import Interrupts, is_out_of_memory, out_of_memory
 
 
 class Diverged(RunFailed):

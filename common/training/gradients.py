@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from common import data
+from common.machine import seeds
 from common.models import batch_norms
-from common.training import Callback, Training
+from common.training.loop import Callback, Training
 
 
 class BatchNormPull(Callback):
@@ -42,7 +42,7 @@ class GradientNoise(Callback):
         self.generator = torch.Generator(device)
 
     def on_epoch_start(self, training: Training):
-        self.generator.manual_seed(data.stream(self.seed, "gradient noise", training.epoch))
+        self.generator.manual_seed(seeds.stream(self.seed, "gradient noise", training.epoch))
 
     def on_gradients(self, training: Training):
         gradients = [p.grad for p in training.model.parameters()]

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from common import environment
 from common.errors import UserError
+from common.machine import environment
 
 ON_CPU = 16  # channel counts that the kernels of a CPU like are multiples of this
 ELSEWHERE = 8  # and those of an accelerator of this

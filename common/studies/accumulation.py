@@ -12,12 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from common import data, death, distributed, figures, paper, report, units
+from common import data, units
 from common.errors import RunFailed
-from common.gradients import BatchNormPull, GradientClip, GradientNoise
-from common.results import exit_status
-from common.runs import Run, read_csv, write_csv, write_text
-from common.training import Callback, fit
+from common.files import read_csv, write_csv, write_text
+from common.machine import distributed
+from common.reports import canvas, curves, death, figures, paper
+from common.reports.tables import exit_status
+from common.training import callbacks
+from common.training.fit import fit
+from common.training.gradients import BatchNormPull, GradientClip, GradientNoise
+from common.training.loop import Callback
+from common.training.runs import Run
 
 COLUMNS = [
     "script",
@@ -94,7 +99,7 @@ def train_one(
     config = {**shared, **own, "regularization": strength, "seed": seed}
     name = f"batch {settings.batch_size} {label(rate, strength, seed)}"
     run = Run(settings.run_dir / settings.script / "accumulation", name, config)
-    extra = [*changes(settings, strength, seed), death.AtEnd()]
+    extra = [*changes(settings, strength, seed), callbacks.DeadAtEnd()]
     return fit(settings, dataset, run, shared["network"], rate, seed, extra)
 
 
@@ -137,10 +142,10 @@ def line_name(row: dict) -> str:
 
 def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
     """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
-    what = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
-    curves, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
+    what = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
+    by_epoch, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
     shares = published(settings.dataset, rows)
-    report.epochs_figure({"": grouped(rows, line_name)}, curves, what, {"": {"paper": shares}} if shares else {})
+    curves.epochs_figure({"": grouped(rows, line_name)}, by_epoch, what, {"": {"paper": shares}} if shares else {})
     by_line: dict[str, list] = {}
     for final in finals:
         counts = units.history(final["counts"])
@@ -148,8 +153,8 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
         by_line.setdefault(line_name(final["config"]), []).append([list(epoch.values()) for epoch in dead])
     names = list(finals[0]["counts"]["layers"])
     means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}
-    report.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
-    return [curves, layers, *draw_units(settings, finals, folder, what)]
+    curves.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
+    return [by_epoch, layers, *draw_units(settings, finals, folder, what)]
 
 
 RUN = ["learning_rate", "regularization", "seed"]
@@ -196,7 +201,7 @@ def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str]) -> list[
     named = {condition(*key): lines for key, lines in shared_conditions(tables).items()}
     if not named:
         return []
-    what = f"last epoch of training on {report.dataset_name(settings.dataset)}"
+    what = f"last epoch of training on {canvas.dataset_name(settings.dataset)}"
     drawn = [settings.output_dir / "fire-rates.png"]
     figures.fire_rates_figure(named, drawn[0], f"How often the units fire, {what}")
     panels = {
@@ -267,7 +272,7 @@ def compare(settings: SimpleNamespace) -> list[Path]:
             drawn.append(settings.output_dir / f"{name}.png")
             named = {condition(*key): lines for key, lines in columns.items()}
             beside = {key: published_beside(settings.dataset, lines) for key, lines in named.items()}
-            report.epochs_figure(named, drawn[-1], f"{title} on {report.dataset_name(settings.dataset)}", beside)
+            curves.epochs_figure(named, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
         if name == "activations":
             alike = {script: line for script, line in members.items() if script in found}
             drawn += draw_fire_rates(settings, alike)
@@ -301,7 +306,7 @@ def summary(rows: list[dict]) -> str:
             ]
         )
     header = "lr lambda seed epochs units dead nearly-dead dying/epoch train-% test-% seconds"
-    return report.table(header.split(), lines)
+    return canvas.table(header.split(), lines)
 
 
 def study(settings: SimpleNamespace, network: str = "resnet18", load=data.load, more: dict | None = None) -> int:

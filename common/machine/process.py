@@ -8,8 +8,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from common import environment
 from common.errors import UserError
+from common.machine import environment
 
 
 class Interrupts:
@@ -51,7 +51,7 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         status = report_errors(main)
         if environment.ranks() > 1:
-            from common import distributed
+            from common.machine import distributed
 
             distributed.leave(status)
         return status
@@ -85,7 +85,7 @@ def report_errors(main: Callable[[], int | None]) -> int:
         print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        from common import distributed
+        from common.machine import distributed
 
         if is_out_of_memory(error):
             line = out_of_memory(error)

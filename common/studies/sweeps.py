@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from common import accumulation, data, death, figures, paper, report, trends
+from common import data
 from common.errors import RunFailed, UserError
+from common.files import read_csv, write_csv, write_text
 from common.names import SWEEPS
-from common.results import exit_status, rows_to_extend
-from common.runs import read_csv, write_csv, write_text
+from common.reports import canvas, curves, death, figures, paper, trends
+from common.reports.tables import exit_status, rows_to_extend
+from common.studies import accumulation
 
 # What tells the runs of a table apart; footing: at equal `epochs` or at equal `steps`.
 IDENTITY = ["footing", "batch_size", "learning_rate", "regularization", "seed"]
@@ -91,7 +93,7 @@ def row_of(settings: SimpleNamespace, point: dict, final: dict) -> dict:
         **point,
         "steps": sum(final["counts"]["batches"]),
         **{name: last[name] for name in ("units", "dead_units", "nearly_dead_units", "test_accuracy")},
-        "dead_at_end": final["AtEnd"]["dead"],
+        "dead_at_end": final["DeadAtEnd"]["dead"],
         "revived_units": sum(row["revived_units"] for row in rows[1:]),
         "dying_units": float(np.mean(dying)) if dying else None,
         "cumulative_dead": sum(row["dead_units"] for row in rows),
@@ -168,7 +170,7 @@ def trend_table(study: str, rows: list[dict]) -> list[dict]:
 def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder: Path) -> list[Path]:
     """<study>.png and, where units died at equal epochs, <study>-layers.png and <study>-returns.png; their paths."""
     study, swept = settings.study, SWEEPS[settings.study]
-    title = f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
+    title = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
     paths = [folder / f"{study}{ending}.png" for ending in Tables.ENDINGS]
     published = paper.dead_units(settings.dataset, settings.activation, study)
     groups = accumulation.grouped(tables.rows[""], lambda row: row["footing"])
@@ -188,8 +190,8 @@ def draw(settings: SimpleNamespace, tables: Tables, failures: list[str], folder:
     if runs:
         layers = [name for name in at_equal_epochs[0] if name not in (*IDENTITY, "epoch")]
         means = {label: by_seed.mean(axis=0) for label, by_seed in runs.items()}
-        behind = report.mean_of([len(by_seed) for by_seed in runs.values()])
-        report.layers_figure(means, layers, paths[1], f"{title}: share of units dead over the whole epoch, {behind}")
+        behind = canvas.mean_of([len(by_seed) for by_seed in runs.values()])
+        curves.layers_figure(means, layers, paths[1], f"{title}: share of units dead over the whole epoch, {behind}")
         drawn.append(paths[1])
     returns = [row for row in tables.rows["-returns"] if row["footing"] == "epochs"]
     if returns:
@@ -222,7 +224,7 @@ def summary(rows: list[dict]) -> str:
         for row in rows
     ]
     header = "equal batch lr lambda seed epochs steps units dead dead-at-end unit-epochs dying/epoch test-% seconds"
-    return report.table(header.split(), cells)
+    return canvas.table(header.split(), cells)
 
 
 def study(settings: SimpleNamespace) -> int:

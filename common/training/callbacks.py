@@ -1,24 +1,18 @@
-"""A whole run, from first weights to final.pt: what is measured, kept and shown at the points of the loop."""
+"""What is measured and compared at the points of the loop: loss and accuracy, units, the test split, decisions."""
 
 import math
-import sys
 import time
-from collections.abc import Iterator
-from datetime import timedelta
-from itertools import islice
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
-from common import data, devices, distributed, environment, units
+from common import data, units
 from common.errors import UserError
-from common.groups import find_groups
-from common.loop import Callback, Diverged, Training, memory_watched, sgd, train
-from common.models import build
-from common.runs import Run
+from common.machine import devices, distributed, environment
+from common.training.loop import Callback, Diverged, Training
+from common.training.runs import Run
 
 
 class Scores(NamedTuple):
@@ -167,7 +161,7 @@ class Meters(Callback):
             self.begin(state["sums"].tolist())
 
 
-class Watching(Callback):
+class UnitCounts(Callback):
     """Counts every unit's firing over the epoch; `history` holds the counts of all epochs.
 
     Units are numbered as in the dense network; those cut out are neither dead nor anything else.
@@ -215,7 +209,7 @@ class Watching(Callback):
             self.watch.go_on(state["part"])
 
 
-class Testing(Callback):
+class Evaluation(Callback):
     """Loss and accuracy on the test split after every epoch."""
 
     def __init__(self, dataset: data.Dataset):
@@ -235,7 +229,7 @@ class Testing(Callback):
         }
 
 
-class Agreement(Callback):
+class SameDecisions(Callback):
     """Stops all processes when their decisions differ: after every step they compare a digest of masks and shapes."""
 
     def __init__(self):
@@ -272,7 +266,7 @@ class Agreement(Callback):
         return distributed.digest(shapes.encode(), groups, *masks)
 
 
-class Keeping(Callback):
+class Checkpoints(Callback):
     """A row in the log and a checkpoint after every epoch. Comes after all that fill the row.
 
     Args:
@@ -330,168 +324,40 @@ class Keeping(Callback):
             self.meters.restore(training, state["meters"])
 
 
-class Progress(Callback):
-    """On a terminal a bar with loss, accuracy, dead units, images/s and the time left; everywhere a line an epoch."""
+CLOSING = 0.1  # the share of all steps that DeadAtEnd looks at
 
-    SECONDS = 0.5  # between two looks at the meters
 
-    def __init__(self, label: str, training: Training, meters: Meters, examples: int):
-        self.label, self.meters = label, meters
-        self.bar = tqdm(
-            total=training.epochs * examples,
-            initial=round(training.progress * training.epochs * examples),
-            unit=" images",
-            unit_scale=True,
-            leave=False,
-            dynamic_ncols=True,
-            disable=not sys.stderr.isatty() or environment.rank() > 0,
-        )
-        self.dead, self.looked = "?", 0.0
+class DeadAtEnd(Callback):
+    """Counts the units that did not fire once in the last tenth of all steps, or in the last epoch where it is shorter.
+
+    A run of few long epochs would otherwise hide what died in its last one: a unit that fired in the first step of an
+    epoch is not dead in that epoch.
+    """
+
+    def __init__(self):
+        self.before: Tensor | None = None  # the epoch's counts when the window opened
+        self.dead: int | None = None
+
+    @staticmethod
+    def opens(training: Training) -> int:
+        """The finished steps of the last epoch at which the window opens."""
+        return training.steps_per_epoch - min(training.steps_per_epoch, max(1, int(CLOSING * training.total_steps)))
+
+    def on_epoch_start(self, training: Training):
+        if training.epoch == training.epochs - 1 and self.opens(training) == 0:
+            self.before = torch.zeros_like(training.watch.fired_units())
 
     def on_step(self, training: Training):
-        self.bar.update(training.examples)
-        now = time.perf_counter()
-        if now - self.looked < self.SECONDS:
-            return
-        self.looked = now
-        seen = self.meters.glance(training)
-        if seen is not None:
-            self.bar.set_description(f"{self.label}, epoch {training.epoch + 1}/{training.epochs}", refresh=False)
-            self.bar.set_postfix(loss=f"{seen[0]:.3f}", accuracy=f"{seen[1]:.1%}", dead=self.dead, refresh=False)
+        if training.epoch == training.epochs - 1 and training.step == self.opens(training):
+            self.before = training.watch.fired_units()
 
     def on_epoch_end(self, training: Training):
-        row = training.row
-        self.dead = row["dead_units"]
-        dying = "" if row["dying_units"] is None else f", {row['dying_units']} dying"
-        self.bar.write(
-            f"{self.label}, epoch {training.epoch}/{training.epochs}: loss {row['train_loss']:.3f}, "
-            f"train {row['train_accuracy']:.1%}, test {row['test_accuracy']:.1%}, {row['dead_units']} of "
-            f"{row['units']} units dead{dying}, {row['seconds']:.1f} s{self.time_left(training)}",
-            file=sys.stdout,
-        )
-        sys.stdout.flush()
+        if training.epoch == training.epochs:
+            self.dead, self.before = int((training.watch.fired_units().cpu() == self.before.cpu()).sum()), None
 
-    def time_left(self, training: Training) -> str:
-        """Of a run that still takes a minute or more, at the speed of this epoch."""
-        seconds = training.row["seconds"] * (training.epochs - training.epoch)
-        return f", about {timedelta(seconds=round(seconds))} left" if seconds >= 60 else ""
+    def state(self) -> dict:
+        return {"dead": self.dead, "before": self.before}
 
-
-def start(settings, dataset: data.Dataset, network: dict, learning_rate: float, seed: int, cuts: bool) -> Training:
-    """A network with fresh or pretrained weights and its optimiser; with `cuts`, its groups too."""
-    torch.manual_seed(seed)
-    model = build(network)
-    if settings.pretrained:
-        from common.pretrained import load_weights  # which imports torchvision
-
-        distributed.by_first(lambda: load_weights(model))
-    model.to(settings.device, memory_format=torch.channels_last)
-    distributed.share_state(model)
-    steps = dataset.steps_per_epoch(settings.batch_size)
-    optimizer, scheduler = sgd(
-        model,
-        learning_rate,
-        settings.momentum,
-        settings.weight_decay,
-        settings.schedule,
-        settings.epochs * steps,
-        round(settings.learning_rate_warmup * steps),
-        devices.fuses(settings.device),
-    )
-    training = Training(model, optimizer, scheduler, settings.epochs, steps, settings.precision, settings.device)
-    training.passes, training.label_smoothing = settings.passes, settings.label_smoothing
-    training.groups = find_groups(model, dataset.example) if cuts else None
-    return training
-
-
-class Fitting:
-    """One network that is ready to train, or to go on where its run stopped.
-
-    Args:
-        settings: what all runs of the script have in common.
-        network: the arguments of `models.build`.
-        extra: callbacks that act on the gradients or prune, in their order.
-        cuts: whether channels may be cut out.
-    """
-
-    def __init__(
-        self,
-        settings,
-        dataset: data.Dataset,
-        run: Run,
-        network: dict,
-        learning_rate: float,
-        seed: int,
-        extra: list[Callback],
-        cuts: bool = False,
-    ):
-        self.settings, self.dataset, self.run, self.network = settings, dataset, run, network
-        self.seed, self.extra = seed, extra
-        self.training = start(settings, dataset, network, learning_rate, seed, cuts)
-        self.meters = Meters(settings.device)
-        self.watching = Watching(self.training.model, dataset.example.to(settings.device), self.training.passes)
-        self.training.watch = self.watching.watch
-        self.keeping = Keeping(run, [*extra, self.watching], self.meters, settings.checkpoint_steps)
-        for callback in extra:
-            callback.prepare(self.training)
-        self.keeping.resume(self.training)
-        examples = min(len(dataset.train), self.training.steps_per_epoch * settings.batch_size)
-        self.progress = Progress(run.label, self.training, self.meters, examples)
-
-    @property
-    def callbacks(self) -> list[Callback]:
-        last = [self.watching, Agreement(), Testing(self.dataset), self.keeping, self.progress]
-        return [self.meters, *self.extra, *last]
-
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        settings, training = self.settings, self.training
-        done, whole = (steps * training.passes for steps in (training.step, training.steps_per_epoch))
-        process = environment.rank(), environment.ranks()
-        rest = self.dataset.batches(settings.per_pass, self.seed, epoch, settings.augmentation, done, *process)
-        return distributed.together(islice(rest, whole - done))
-
-    def train(self) -> None:
-        try:
-            train(self.training, self.batches, self.callbacks)
-        finally:
-            self.progress.bar.close()
-            self.watching.watch.close()
-
-    def result(self) -> dict:
-        """What final.pt holds; see `fit`."""
-        training = self.training
-        model = training.groups.compact(training.model) if training.groups else training.model
-        return {
-            "config": self.run.config,
-            "network": self.network,
-            "image": list(self.dataset.example.shape[1:]),
-            "model": model.state_dict(),
-            "rows": self.keeping.rows,
-            "counts": self.watching.counts(),
-            **{type(callback).__name__: callback.state() for callback in self.extra},
-        }
-
-
-def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dict:
-    """Trains one network, or goes on where it stopped, or reads what it left: the content of the run's final.pt.
-
-    The arguments are those of `Fitting`.
-
-    Returns:
-        config; network; image [C, H, W]; model (the state dict, without padding); rows (a dict an epoch); counts (of
-        every unit and epoch); and the state of every callback in `extra` under its class's name.
-
-    Raises:
-        RunFailed: when the loss is not finite, memory runs out, another process trains this run, or what it left is
-            damaged.
-    """
-    finished = run.final()
-    if finished is not None:
-        print(f"{run.label}: finished before, in {run.folder}")
-        return finished
-    with run.locked(), memory_watched():
-        fitting = Fitting(settings, dataset, run, *arguments, **options)
-        fitting.train()
-        run.save_final(fitting.result())
-    # Not what was just saved: what a caller gets is the same, on the host, whether the run was trained now or before.
-    return run.final()
+    def restore(self, training: Training, state: dict):
+        self.dead, before = state["dead"], state["before"]
+        self.before = None if before is None else before.to(training.device)

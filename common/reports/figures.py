@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.report import COLOURS, LINES, QUIET, Rows, canvas, label_ends, save, seeds_of
+from common.reports.canvas import COLOURS, LINES, QUIET, Rows, canvas, label_ends, save, seeds_of
 
 NAMES = {"batch_size": "batch size", "learning_rate": "lr", "regularization": "λ"}
 AXES = {"batch_size": "Batch size", "learning_rate": "Learning rate", "regularization": "L1 strength λ"}

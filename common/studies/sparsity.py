@@ -14,18 +14,23 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from common import accumulation, comparison, data, devices, figures, paper, report, saved, sparsity
+from common import data, saved, sparsity
 from common.errors import RunFailed
-from common.gradients import BatchNormPull
+from common.files import write_csv, write_text
+from common.machine import devices
 from common.models import build
 from common.names import MEASURES, SPARSITY, SPARSITY_LABELS
 from common.pruning import METHODS, NEEDS, UNTARGETED
 from common.pruning.ds_pruning import Constants
 from common.pruning.scores import definition_of
 from common.pruning.task import Task, Unreachable
-from common.results import exit_status, rows_to_extend
-from common.runs import Run, write_csv, write_text
-from common.training import Callback, Training, fit
+from common.reports import canvas, comparison, figures, paper, tradeoff
+from common.reports.tables import exit_status, rows_to_extend
+from common.studies import accumulation
+from common.training.fit import fit
+from common.training.gradients import BatchNormPull
+from common.training.loop import Callback, Training
+from common.training.runs import Run
 
 COLUMNS = [
     "script",
@@ -203,12 +208,12 @@ def summary(rows: list[dict]) -> str:
         for row in rows
     ]
     header = "method target seed neuron-% weight-% test-% FLOPs training-FLOPs training-speedup inference-speedup"
-    return report.table(header.split(), cells)
+    return canvas.table(header.split(), cells)
 
 
 def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
-    kind, title = SPARSITY[settings.study], f"{settings.script}.py on {report.dataset_name(settings.dataset)}"
+    kind, title = SPARSITY[settings.study], f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
     theirs = paper.accuracies(settings.dataset, settings.activation, kind)
     published = {"ds-pruning": theirs["ds-pruning"]} if theirs else {}
@@ -219,9 +224,9 @@ def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, d
     def whole(row: dict) -> int:  # so that all lines end at one place
         return round(100 * comparison.removed(row, kind))
 
-    report.tradeoff_figure(rows, paths[0], title, whole, axis, published)
+    tradeoff.tradeoff_figure(rows, paths[0], title, whole, axis, published)
     axis = "Inference FLOPs (% of dense)"
-    report.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
+    tradeoff.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
     if courses:
         figures.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
     return paths if courses else paths[:2]

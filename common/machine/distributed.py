@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from common.environment import rank, ranks
+from common.machine.environment import rank, ranks
 
 TIMEOUT = timedelta(minutes=30)  # of one exchange: reading a large folder's names may take its time
 GOODBYE = timedelta(seconds=30)  # how long a process that ends in an error waits for the others

@@ -8,17 +8,20 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from common import accumulation, distributed, environment, folders, paper, report
-from common.results import exit_status
-from common.runs import write_csv, write_text
-from common.sparsity_study import COLUMNS, empty_row, finished, point_of, row_of, summary
-from common.training import Callback, Training
+from common import folders
+from common.files import write_csv, write_text
+from common.machine import distributed, environment
+from common.reports import canvas, paper, tradeoff
+from common.reports.tables import exit_status
+from common.studies import accumulation
+from common.studies.sparsity import COLUMNS, empty_row, finished, point_of, row_of, summary
+from common.training.loop import Callback, Training
 
 OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
 OWN_COLUMNS += COLUMNS[len(OWN_COLUMNS) - 1 :]
 
 
-class Damage(Callback):
+class DamagedImages(Callback):
     """Tells all processes after every epoch which images were damaged, and keeps that with the run."""
 
     def __init__(self, dataset: folders.Folder):
@@ -68,11 +71,11 @@ def study(settings: SimpleNamespace) -> int:
     shared = {**accumulation.common_config(settings, dataset, "resnet50"), **constants(settings)}
     shared |= {"gradient_clip": 0.0, "noise_std": 0.0}
     rows, failures, dense = [], [], {}
-    for method, point, seed, final in finished(settings, dataset, shared, failures, more=[Damage(dataset)]):
+    for method, point, seed, final in finished(settings, dataset, shared, failures, more=[DamagedImages(dataset)]):
         if final is None:
             rows.append({**empty_row(settings, method, point, seed), "test_top5_accuracy": None})
             continue
-        dataset.note_damaged(final["Damage"]["paths"])  # where the run was finished before
+        dataset.note_damaged(final["DamagedImages"]["paths"])  # where the run was finished before
         if method == "dense":
             dense[seed] = final
         reference = dense.get(seed)
@@ -111,10 +114,10 @@ def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> l
     theirs = paper.imagenet(len(dataset.classes))
     line = {target: values[0] for (method, target), values in theirs.items() if method == "ds-pruning"}
     published = {"ds-pruning": line} if line else {}
-    title = f"ResNet-50 on {report.dataset_name(settings.dataset)}"
+    title = f"ResNet-50 on {canvas.dataset_name(settings.dataset)}"
     path = folder / "imagenet.png"
     axis = "Weight sparsity (%)"  # to a whole per cent, so that all lines end at one place and labels find room
-    report.tradeoff_figure(rows, path, title, lambda row: round(100 * row["weight_sparsity"]), axis, published)
+    tradeoff.tradeoff_figure(rows, path, title, lambda row: round(100 * row["weight_sparsity"]), axis, published)
     return [path]
 
 
@@ -149,7 +152,7 @@ def markdown(rows: list[dict]) -> str:
     for (method, point), group in groups.items():
         reached = [row for row in group if row["test_accuracy"] is not None]
         published = paper.IMAGENET.get((method, point.target), (None,) * 6)
-        name = report.NAMES.get(method, method)
+        name = canvas.NAMES.get(method, method)
         values = [cell(shape, [ours(row) for row in reached], theirs(published)) for _, shape, ours, theirs in CELLS]
         at = str(point) if point.strength else f"{100 * point.target:g}" if point.target else "-"
         lines.append([name, at, *values])

@@ -7,46 +7,8 @@ import torch
 from torch import Tensor
 
 from common import models, units
-from common.training import Callback, Training
 
-CLOSING = 0.1  # the share of all steps that AtEnd looks at
 UNIT = ("fire_rate", "scale", "shift")
-
-
-class AtEnd(Callback):
-    """Counts the units that did not fire once in the last tenth of all steps, or in the last epoch where it is shorter.
-
-    A run of few long epochs would otherwise hide what died in its last one: a unit that fired in the first step of an
-    epoch is not dead in that epoch.
-    """
-
-    def __init__(self):
-        self.before: Tensor | None = None  # the epoch's counts when the window opened
-        self.dead: int | None = None
-
-    @staticmethod
-    def opens(training: Training) -> int:
-        """The finished steps of the last epoch at which the window opens."""
-        return training.steps_per_epoch - min(training.steps_per_epoch, max(1, int(CLOSING * training.total_steps)))
-
-    def on_epoch_start(self, training: Training):
-        if training.epoch == training.epochs - 1 and self.opens(training) == 0:
-            self.before = torch.zeros_like(training.watch.fired_units())
-
-    def on_step(self, training: Training):
-        if training.epoch == training.epochs - 1 and training.step == self.opens(training):
-            self.before = training.watch.fired_units()
-
-    def on_epoch_end(self, training: Training):
-        if training.epoch == training.epochs:
-            self.dead, self.before = int((training.watch.fired_units().cpu() == self.before.cpu()).sum()), None
-
-    def state(self) -> dict:
-        return {"dead": self.dead, "before": self.before}
-
-    def restore(self, training: Training, state: dict):
-        self.dead, before = state["dead"], state["before"]
-        self.before = None if before is None else before.to(training.device)
 
 
 def layer_rows(run: dict, counts: dict) -> list[dict]:

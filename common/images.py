@@ -1,0 +1,175 @@
+"""Image files: decoded, and read in batches by worker processes."""
+
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from common import images
+from common.errors import UserError
+from common.machine import seeds
+
+RESIZED = 256 / 224  # the shorter side over the side of the centre crop
+DAMAGED = 0.01  # share of a split's images; more of them, and more than one, stop the run
+TRIES = 20  # images drawn in the place of a damaged one
+
+
+@dataclass
+class Files:
+    """The images of one split, by class and name. names: bytes [N] relative to the folder, one array for all, as a
+    million strings would be copied into every worker; labels: int64 [N]; damaged: path -> why, of those met so far."""
+
+    folder: Path
+    names: np.ndarray
+    labels: np.ndarray
+    damaged: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self.folder, os.fsdecode(self.names[index]))
+
+    def note_damaged(self, found: Iterable[tuple[str, str]]) -> None:
+        """Remembers (path, why); raises UserError when they have become too many."""
+        for path, why in found:
+            self.damaged.setdefault(path, why)
+        if len(self.damaged) > max(1, DAMAGED * len(self)):
+            path, why = next(iter(self.damaged.items()))
+            raise UserError(
+                f"DATA_DIR: {len(self.damaged):,} of the {len(self):,} images in {self.folder} cannot be read, more "
+                f"than {DAMAGED:.0%}; the first: {path} ({why}); replace or delete them"
+            )
+
+
+@dataclass(frozen=True)
+class Job:
+    """A batch to be read. indices: int64 [B] into the split; start: the first one's place in the epoch; seed: of what
+    is random in the epoch, None when a damaged image is to be left out instead of replaced."""
+
+    split: str
+    indices: np.ndarray
+    augmentation: tuple[str, ...] = ()
+    start: int = 0
+    seed: int | None = None
+
+
+@cache
+def transform(size: int, augmentation: tuple[str, ...]) -> Callable[[Image.Image], Image.Image]:
+    """PIL image of any size -> PIL image of size x size."""
+    from torchvision.transforms import v2
+
+    centre = [v2.Resize(round(size * RESIZED)), v2.CenterCrop(size)]
+    steps = [v2.RandomResizedCrop(size)] if "crop" in augmentation else centre
+    return v2.Compose([*steps, v2.RandomHorizontalFlip()] if "flip" in augmentation else steps)
+
+
+class Reader(Dataset):
+    """Job -> images uint8 [B, H, W, C], labels int64 [B], and (index, why) of every damaged image met."""
+
+    def __init__(self, train: Files, test: Files, size: int):
+        self.splits, self.size = {"train": train, "test": test}, size
+
+    def __getitem__(self, job: Job) -> tuple[Tensor, Tensor, list[tuple[int, str]]]:
+        files, damaged, count = self.splits[job.split], [], 0
+        images = torch.empty(len(job.indices), self.size, self.size, 3, dtype=torch.uint8)
+        labels = torch.empty(len(job.indices), dtype=torch.int64)
+        if get_worker_info() is not None:  # now, as an error while a batch is being sent would not reach anybody
+            images.share_memory_(), labels.share_memory_()
+        with torch.random.fork_rng(devices=[]):  # without workers, this is the training's generator
+            for place, index in enumerate(job.indices.tolist(), job.start):
+                if job.seed is not None:
+                    torch.default_generator.manual_seed(seeds.stream(job.seed, "example", place))
+                index, image = self.first_whole(files, index, job, damaged)
+                if image is not None:
+                    images.numpy()[count], labels[count] = np.asarray(image), int(files.labels[index])
+                    count += 1
+        return images[:count], labels[:count], damaged
+
+    def first_whole(self, files: Files, index: int, job: Job, damaged: list) -> tuple[int, Image.Image | None]:
+        """The image asked for; in training, when it is damaged, the first whole one of others drawn at random."""
+        for _ in range(1 if job.seed is None else TRIES):
+            try:
+                return index, transform(self.size, job.augmentation)(images.decode(files.path(index)))
+            except Exception as error:  # a damaged file fails in many ways
+                damaged.append((index, " ".join(str(error).split()) or type(error).__name__))
+                index = int(torch.randint(len(files), ()))
+        return index, None
+
+
+def quiet(_worker: int = 0) -> None:
+    """In a worker: Ctrl-C is the training process's to handle, and PIL's remarks on odd files are nobody's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+class Jobs:
+    """What a loader reads next; set anew before each use, as its workers outlive an epoch."""
+
+    jobs: Iterable[Job] = ()
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs)
+
+
+def begin(loader: DataLoader) -> Iterator:
+    """iter(loader) without torch's signal handler, which would raise a worker's death in the midst of anything, a
+    checkpoint being written, say. The iterator notices it too, within seconds."""
+    child = getattr(signal, "SIGCHLD", None)
+    if child is None:  # on Windows, where torch sets none
+        return iter(loader)
+    before = signal.getsignal(child)
+    batches = iter(loader)
+    if signal.getsignal(child) is not before:
+        signal.signal(child, before)
+    return batches
+
+
+def worker_died(error: Exception) -> UserError | None:
+    """A worker's end as one line; None when `error` is something else."""
+    text = str(error)
+    if not text.startswith("DataLoader worker") and "in DataLoader worker process" not in text:
+        return None
+    why = text.strip().splitlines()[-1]
+    return UserError(
+        f"WORKERS: a process that decodes images failed ({why}); when memory or shared memory (/dev/shm) is short, "
+        "lower WORKERS or BATCH_SIZE"
+    )
+
+
+def decode(path: str) -> Image.Image:
+    """One image file, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be anything when
+    the file is damaged; and ValueError for floats and 32-bit integers, of which nobody can tell what is white."""
+    with Image.open(path) as image:
+        image.load()
+        with suppress(Exception):  # of an image that is whole but for the rest of its EXIF
+            ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16 bits: PIL would clip
+            image = Image.fromarray(np.uint8(np.asarray(image) // 257))
+        if image.mode in ("I", "F"):
+            raise ValueError("floats and 32-bit integers have no known white; save it with 8 or 16 bits a value")
+        if image.mode == "P" and "transparency" in image.info:  # PIL would warn
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+
+
+def read_image(path: str, size: int) -> np.ndarray:
+    """One image file as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
+
+    Raises:
+        UserError: naming the file, when it cannot be read.
+    """
+    try:
+        return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
+    except Exception as error:
+        raise UserError(f"DATASET: the image {path} cannot be read ({error}); replace or delete it") from None

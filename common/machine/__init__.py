@@ -1,0 +1,1 @@
+"""What a script runs on: the device, the processes, the signals."""

@@ -1,0 +1,25 @@
+"""The constants at the top of a script: read, overridden by flags, completed by a protocol, checked before any work.
+
+A script's constant NAME is the flag --name, the comment behind it is the flag's help. What can be checked without
+torch is checked before torch is imported.
+"""
+
+from common.settings.flags import Parser, constants_of
+from common.settings.kinds import ABSENT, COUNT, KINDS, POSITIVE, PROTOCOLS, check_one, reader
+from common.settings.reading import folder_for, given, passes_of, read
+
+__all__ = [
+    "ABSENT",
+    "COUNT",
+    "KINDS",
+    "POSITIVE",
+    "PROTOCOLS",
+    "Parser",
+    "check_one",
+    "constants_of",
+    "folder_for",
+    "given",
+    "passes_of",
+    "read",
+    "reader",
+]

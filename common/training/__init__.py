@@ -1,0 +1,1 @@
+"""The loop, what happens at its points, and folders of runs."""
