@@ -13,36 +13,8 @@ equally. Every constant below is also a flag, see --help.
 from common import settings
 from common.machine import process
 
+# The experiment
 STUDY = "imagenet"  # imagenet: every method at every sparsity; accumulation: dead and dying units by epoch
-DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
-OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
-RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
-PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
-SEEDS = [0]  # one run each; they set initial weights, order and augmentation
-
-ACTIVATION = "relu"  # relu, leaky-relu or swish
-WIDTH = 64  # channels of the first stage's 3x3 convolutions
-STEM = "imagenet"  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
-PRETRAINED = True  # begin with torchvision's weights, from TORCH_HOME or downloaded
-EPOCHS = 200  # passes over the training images
-BATCH_SIZE = 128  # examples a step, in all processes together
-MICRO_BATCH = 0  # examples in one forward pass of a process, whose gradients a step sums up; 0: its whole share
-PRUNING_LEARNING_RATE = 0.01  # of the imagenet study; the highest of its schedule
-LEARNING_RATES = [0.01]  # of the accumulation study, one run each
-SCHEDULE = "one-cycle"  # constant or one-cycle
-LEARNING_RATE_WARMUP = 0.0  # epochs in which the learning rate rises; 0: none, or three tenths of a one-cycle
-LABEL_SMOOTHING = 0.0  # share of every label that is spread over all classes
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = 5e-4  # of SGD, on all parameters
-GRADIENT_CLIP = 0.0  # largest gradient norm in the accumulation study; 0: no clipping
-NOISE_STD = 0.0  # deviation of Gaussian noise on every gradient element in the accumulation study
-REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-AUGMENTATION = ["crop", "flip"]  # any of crop (random resized crop), flip, cutout
-IMAGE_SIZE = 224  # pixels a side of the crops
-WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself
-CHECKPOINT_STEPS = 1000  # steps between two checkpoints within an epoch; 0: only after every epoch
-
 METHODS = [
     "dense",
     "snap",
@@ -57,19 +29,58 @@ METHODS = [
 ]  # what the imagenet study compares; it also takes random, scratch, magnitude and demp
 SPARSITIES = [0.8, 0.9]  # its targets, as shares of all weights
 DEMP_STRENGTHS = [0.0003, 0.001]  # of demp, which has no target: one run each
+PRUNING_LEARNING_RATE = 0.01  # of the imagenet study; the highest of its schedule
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
+LEARNING_RATES = [0.01]  # of the accumulation study, one run each
+GRADIENT_CLIP = 0.0  # largest gradient norm in the accumulation study; 0: no clipping
+REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
+SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+
+# Network and training
+ACTIVATION = "relu"  # relu, leaky-relu or swish
+WIDTH = 64  # channels of the first stage's 3x3 convolutions
+STEM = "imagenet"  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
+PRETRAINED = True  # begin with torchvision's weights, from TORCH_HOME or downloaded
+EPOCHS = 200  # passes over the training images
+BATCH_SIZE = 128  # examples a step, in all processes together
+MICRO_BATCH = 0  # examples in one forward pass of a process, whose gradients a step sums up; 0: its whole share
+SCHEDULE = "one-cycle"  # constant or one-cycle
+LEARNING_RATE_WARMUP = 0.0  # epochs in which the learning rate rises; 0: none, or three tenths of a one-cycle
+LABEL_SMOOTHING = 0.0  # share of every label that is spread over all classes
+MOMENTUM = 0.9  # of SGD
+WEIGHT_DECAY = 5e-4  # of SGD, on all parameters
+AUGMENTATION = ["crop", "flip"]  # any of crop (random resized crop), flip, cutout
+IMAGE_SIZE = 224  # pixels a side of the crops
+
+# Where, and on what
+DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
+OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
+RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
+DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
+PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself
+CHECKPOINT_STEPS = 1000  # steps between two checkpoints within an epoch; 0: only after every epoch
 
 
 def main() -> int:
     constants = settings.read(globals(), ("imagenet", "accumulation"), processes=True)
     # Not before: they import torch, and --help and wrong constants need none.
-    from common.studies import accumulation, imagenet
+    from common.studies.accumulation import Accumulation
+    from common.studies.imagenet import Imagenet, load
+    from common.training.gradients import changes
 
+    dataset = load(constants)
     if constants.study == "imagenet":
-        return imagenet.study(constants)
-    return accumulation.study(constants, "resnet50", imagenet.load, imagenet.constants(constants))
+        study = Imagenet(constants, dataset)
+        for run in study.plan():  # a method, a target and a seed
+            study.train(run)
+        return study.save()  # tables and figure: accuracy against the share of weights removed
+    study = Accumulation(constants, dataset, "resnet50")
+    for run in study.plan():  # a regularization, a learning rate and a seed
+        study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip))
+    return study.save()  # table and figures: dead and dying units by epoch and layer
 
 
 if __name__ == "__main__":

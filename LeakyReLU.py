@@ -10,32 +10,14 @@ Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 from common import names, settings
 from common.machine import process
 
-STUDY = "accumulation"  # accumulation: dead and dying units by epoch; neuron-sparsity, weight-sparsity: accuracy
-PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
-DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
-DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
-OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/LeakyReLU
-RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
-PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+# The experiment
+STUDY = "accumulation"  # dead and dying units by epoch; or neuron-, weight- or flops-sparsity: accuracy
+ACTIVATION = "leaky-relu"  # relu, leaky-relu (slope 0.05) or swish
+LEARNING_RATES = [0.01, 0.05]  # of the accumulation study; one run each; the highest of its schedule
+REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
 SEEDS = [0]  # one run each; they set initial weights, order and augmentation
 
-ACTIVATION = "leaky-relu"  # relu, leaky-relu (slope 0.05) or swish
-WIDTH = None  # channels of the first stage
-STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
-EPOCHS = None  # passes over the training images
-BATCH_SIZE = None  # examples a step
-LEARNING_RATES = [0.01, 0.05]  # one run each; the highest of its schedule
-SCHEDULE = None  # constant or one-cycle
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = None  # of SGD, on all parameters
-GRADIENT_CLIP = 1.0  # largest gradient norm in the accumulation study; 0: no clipping
-NOISE_STD = 0.0  # deviation of Gaussian noise on every gradient element in the accumulation study
-PRUNING_LEARNING_RATE = 0.1  # of the sparsity studies
-REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-AUGMENTATION = None  # any of crop, flip, cutout
-IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
-WORKERS = 2  # threads that read the images of a folder
+# Pruning
 METHODS = [
     "dense",
     "random",
@@ -50,11 +32,34 @@ METHODS = [
 ]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
 SPARSITIES = None  # targets of the sparsity studies; BY_STUDY says what None is
 DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # of demp, which has no target: one run each
+PRUNING_LEARNING_RATE = 0.1  # of the sparsity studies; the highest of its schedule
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
-EXTEND = False  # keep the rows that a sparsity study's table has, and train only what it lacks
+EXTEND = False  # keep the rows that a study's table has, and train only what it lacks; not in accumulation
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
+
+# Network and training; None: as PROTOCOL has it
+PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+WIDTH = None  # channels of the first stage
+STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
+EPOCHS = None  # passes over the training images
+BATCH_SIZE = None  # examples a step
+SCHEDULE = None  # constant or one-cycle
+MOMENTUM = 0.9  # of SGD
+WEIGHT_DECAY = None  # of SGD, on all parameters
+GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping; not in the sparsity studies
+AUGMENTATION = None  # any of crop, flip, cutout
+
+# Where, and on what
+DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
+DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
+OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/LeakyReLU
+RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
+DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
+PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
+WORKERS = 2  # threads that read the images of a folder
 
 BY_STUDY = {  # what a constant that is None becomes
     "neuron-sparsity": {"SPARSITIES": [0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9]},
@@ -67,11 +72,21 @@ STUDIES = ("accumulation", *names.SPARSITY)
 def main() -> int:
     constants = settings.read(globals(), STUDIES)
     # Not before: they import torch, and --help and wrong constants need none.
-    from common.studies import accumulation, sparsity
+    from common import data
+    from common.studies.accumulation import Accumulation
+    from common.studies.sparsity import Sparsity
+    from common.training.gradients import changes
 
+    dataset = data.load(constants)
     if constants.study in names.SPARSITY:
-        return sparsity.study(constants)
-    return accumulation.study(constants)
+        study = Sparsity(constants, dataset)
+        for run in study.plan():  # a method, a target and a seed
+            study.train(run)
+        return study.save()  # table and figures: accuracy against what was removed
+    study = Accumulation(constants, dataset)
+    for run in study.plan():  # a regularization, a learning rate and a seed
+        study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip))
+    return study.save()  # table and figures: dead and dying units by epoch and layer
 
 
 if __name__ == "__main__":

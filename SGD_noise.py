@@ -10,39 +10,47 @@ Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
 from common import settings
 from common.machine import process
 
-STUDY = "accumulation"  # what to measure; accumulation: dead and dying units by epoch
-PROTOCOL = "auto"  # settles what is None below: published, gpu, cpu, quick; auto: quick for digits, else by the device
+# The experiment
+STUDY = "accumulation"  # dead and dying units by epoch
+NOISE_STD = 0.5  # standard deviation of Gaussian noise on every gradient element
+LEARNING_RATES = [0.01, 0.025, 0.05]  # one run each; the highest of its schedule
+SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+
+# Network and training; None: as PROTOCOL has it
+PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+ACTIVATION = "relu"  # relu, leaky-relu or swish
+WIDTH = None  # channels of the first stage
+STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
+EPOCHS = None  # passes over the training images
+BATCH_SIZE = None  # examples a step
+SCHEDULE = None  # constant or one-cycle
+MOMENTUM = 0.9  # of SGD
+WEIGHT_DECAY = None  # of SGD, on all parameters
+AUGMENTATION = None  # any of crop, flip, cutout
+
+# Where, and on what
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/SGD_noise
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
-SEEDS = [0]  # one run each; they set initial weights, order and augmentation
-
-ACTIVATION = "relu"  # relu, leaky-relu or swish
-WIDTH = None  # channels of the first stage
-STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
-EPOCHS = None  # passes over the training images
-BATCH_SIZE = None  # examples a step
-LEARNING_RATES = [0.01, 0.025, 0.05]  # one run each; the highest of its schedule
-SCHEDULE = None  # constant or one-cycle
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = None  # of SGD, on all parameters
-GRADIENT_CLIP = 0.0  # largest gradient norm; 0: no clipping
-NOISE_STD = 0.5  # standard deviation of Gaussian noise on every gradient element
-REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-AUGMENTATION = None  # any of crop, flip, cutout
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
 
 
 def main() -> int:
     constants = settings.read(globals(), studies=("accumulation",))
-    # Not before: it imports torch, and --help and wrong constants need none.
-    from common.studies import accumulation
+    # Not before: they import torch, and --help and wrong constants need none.
+    from common import data
+    from common.studies.accumulation import Accumulation
+    from common.training.gradients import GradientNoise
 
-    return accumulation.study(constants)
+    study = Accumulation(constants, data.load(constants))
+    for run in study.plan():  # a learning rate and a seed
+        noise = GradientNoise(constants.noise_std, run.seed, constants.device)
+        study.train(run, [noise])
+    return study.save()  # table and figures: dead and dying units by epoch and layer
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ plots/ablation.csv (ablation-weight.csv, ablation-flops.csv) has stays; the figu
 import itertools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,22 +139,17 @@ PARTS: dict[str, dict[str, dict[str, dict]]] = {
 def measure(constants, dataset, variant: str, part: str, changes: dict, target: float, seed: int) -> dict:
     """One run and its row."""
     from benchmarks import forms
-    from common.studies import accumulation, sparsity
+    from common.studies import sparsity, study
 
     changes = dict(changes)
     method = changes.pop("method", "ds-pruning")
     settled = SimpleNamespace(**{**vars(constants), **changes})
-    shared = accumulation.common_config(settled, dataset, "resnet18")
-    shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": constants.hold_out}
-    plain = dict(METHODS)
-    if "noise" in changes:
-        shared["live_noise"] = changes["noise"]
-        METHODS["ds-pruning"] = forms.with_noise(changes["noise"])
-    if "per_weight" in changes:
-        shared["per_weight"] = True
-        METHODS["ds-pruning"] = forms.per_weight
+    shared, plain = study.conditions(settled, dataset, "resnet18"), dict(METHODS)
+    for name, form in {"noise": forms.LiveNoise, "per_weight": forms.PerWeight}.items():
+        if name in changes:
+            METHODS["ds-pruning"] = replace(METHODS["ds-pruning"], callback=form)
     try:
-        final = sparsity.train_one(settled, dataset, shared, method, sparsity.Point(target), seed)
+        final = sparsity.train(settled, dataset, shared, sparsity.Trial(method, sparsity.Point(target), seed))
     finally:
         METHODS.update(plain)
     row = sparsity.row_of(settled, dataset, final, None)

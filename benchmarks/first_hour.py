@@ -26,7 +26,7 @@ from benchmarks.steps import Command, Failed, OutOfTime, last_line, run_all
 from common import settings
 from common.errors import UserError
 from common.machine import process
-from common.pruning import UNTARGETED
+from common.pruning import METHODS
 
 ROOT = Path(__file__).parent.parent
 SPEED = "benchmarks/training_speed.py"
@@ -159,7 +159,7 @@ def study(hour: Hour, name: str, deadline: float) -> str:
     jobs = trainings_at_a_time(hour, deadline)
     fixed = ["--study", name, "--protocol", "gpu", "--sparsities", *TARGETS[name]]
     asked = given("Resnet18.py", [*fixed, *for_script("Resnet18.py", hour.options.rest)])
-    others = [method for method in asked["methods"] if method not in ("dense", *UNTARGETED)]
+    others = [method for method in asked["methods"] if method != "dense" and METHODS[method].targeted]
     targets = [f"{target:g}" for target in asked["sparsities"]] if others else []
     strengths = [f"{strength:g}" for strength in asked["demp_strengths"]] if "demp" in asked["methods"] else []
     parts = {"dense": ["--methods", "dense"]} if "dense" in asked["methods"] else {}

@@ -1,32 +1,37 @@
 """Forms of DS-Pruning that ablation.py compares with those that are kept."""
 
-from common.pruning.ds_pruning import Constants, DSPruning
+from common.pruning.ds_pruning import DSPruning
 from common.training.gradients import GradientNoise
 
 
-class LiveNoise(GradientNoise):
-    """Gaussian noise on the gradients of units that are not on their way out."""
+class LiveNoise(DSPruning):
+    """Gaussian noise on the gradients of units that are not on their way out, of the deviation `noise` of settings."""
+
+    def __init__(self, task):
+        super().__init__(task)
+        self.noise = GradientNoise(task.settings.noise, task.seed, task.settings.device)
+
+    def on_epoch_start(self, training):
+        super().on_epoch_start(training)
+        self.noise.on_epoch_start(training)
 
     def on_gradients(self, training):
-        kept = {name: p.grad.clone() for name, p in training.model.named_parameters()}
         super().on_gradients(training)
-        groups = training.groups
-        leaving = self.pruning.press.chosen | ~groups.alive
+        kept = {name: p.grad.clone() for name, p in training.model.named_parameters()}
+        self.noise.on_gradients(training)
+        leaving = self.press.chosen | ~self.groups.alive
         for name, parameter in training.model.named_parameters():
             layer = name.rpartition(".")[0]
-            if layer in groups.outputs:
-                dead = groups.spread(layer, leaving.to(parameter.device))
+            if layer in self.groups.outputs:
+                dead = self.groups.spread(layer, leaving.to(parameter.device))
                 parameter.grad[dead] = kept[name][dead]
 
+    def state(self):
+        return {**super().state(), "noise": self.noise.state()}
 
-def with_noise(deviation: float):
-    def method(task):
-        pruning = DSPruning(task, Constants.of(task.settings, task.measure))
-        noise = LiveNoise(deviation, task.seed, task.settings.device)
-        noise.pruning = pruning
-        return [pruning, noise]
-
-    return method
+    def restore(self, training, state):
+        super().restore(training, state)
+        self.noise.restore(training, state["noise"])
 
 
 class PerWeight(DSPruning):
@@ -34,7 +39,3 @@ class PerWeight(DSPruning):
 
     def cost(self, groups):
         return super().cost(groups) / self.task.price(groups).clamp(min=1)
-
-
-def per_weight(task):
-    return [PerWeight(task, Constants.of(task.settings, task.measure))]

@@ -1,5 +1,7 @@
 """Names that constants take, apart from the code behind them: they are checked before torch is imported."""
 
+from typing import NamedTuple
+
 ACTIVATIONS = {  # name -> its class in torch.nn, and what that is called with
     "relu": ("ReLU", {}),
     "leaky-relu": ("LeakyReLU", {"negative_slope": 0.05}),  # the paper's
@@ -7,12 +9,36 @@ ACTIVATIONS = {  # name -> its class in torch.nn, and what that is called with
 }
 STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 and a max pool of stride 2
 
-# study -> the column that is swept
-SWEEPS = {"batch-size": "batch_size", "learning-rate": "learning_rate", "regularization": "regularization"}
+
+class Sweep(NamedTuple):
+    """A study in which one quantity takes several values.
+
+    column: of its table, and where it is a constant as well, that constant in lower case. constant: the one that lists
+    the values, in lower case. axis: the name of the quantity in figures. short: before a value. scale: of the axis.
+    """
+
+    column: str
+    constant: str
+    axis: str
+    short: str
+    scale: str = "linear"  # linear, log2 or log10
+
+
+SWEEPS = {
+    "batch-size": Sweep("batch_size", "batch_sizes", "Batch size", "batch size", "log2"),
+    "learning-rate": Sweep("learning_rate", "learning_rates", "Learning rate", "lr"),
+    "regularization": Sweep("regularization", "regularizations", "L1 strength λ", "λ", "log10"),
+}
 # study -> what is to be sparse
 SPARSITY = {"neuron-sparsity": "neuron", "weight-sparsity": "weight", "flops-sparsity": "flops"}
 STRUCTURED = ("neuron-sparsity", "flops-sparsity")  # studies in which only whole channels count
 MEASURES = {**SPARSITY, "imagenet": "weight"}
+
+
+def condition(learning_rate: float, regularization: float, sign: str = " lambda") -> str:
+    """What tells lines of a figure apart, and runs of an accumulation study."""
+    return f"lr {learning_rate:g}" + (f"{sign} {regularization:g}" if regularization else "")
+
 
 ACTIVATION_LABELS = {"relu": "ReLU", "leaky-relu": "Leaky ReLU", "swish": "Swish"}
 SPARSITY_LABELS = {

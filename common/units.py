@@ -64,6 +64,11 @@ def slices_of(sizes: dict[str, int]) -> dict[str, slice]:
     return {name: slice(start, stop) for name, (start, stop) in zip(sizes, pairwise(ends), strict=True)}
 
 
+def is_dead(fired: Tensor, pairs: Tensor) -> Tensor:
+    """The definition: bool [U], counted and never fired. fired: int64 [U], of `pairs`, int64 [U]."""
+    return (pairs > 0) & (fired == 0)
+
+
 @dataclass
 class Counts:
     """One epoch's counts on the CPU, in the order of the dense network's units.
@@ -85,8 +90,8 @@ class Counts:
 
     @property
     def dead(self) -> Tensor:
-        """bool [U]: in the network, counted, and never fired."""
-        return self.alive & (self.pairs > 0) & (self.fired == 0)
+        """bool [U]: in the network, and dead."""
+        return self.alive & is_dead(self.fired, self.pairs)
 
 
 SAVED = ("fired", "pairs", "silent", "alive")
@@ -204,6 +209,10 @@ class UnitWatch:
         found[numbers] = found[numbers] + self.sums[0]
         return found[:-1]
 
+    def pairs_of_units(self) -> Tensor:
+        """int64 [U] on the host: (example, position) pairs of this epoch so far."""
+        return self.all_pairs().repeat_interleave(torch.tensor(list(self.layers.values())))
+
     def of_units(self, values: Tensor) -> Tensor:
         """[columns] to [U], both on the host; 0 for a unit that is not in memory."""
         found = values.new_zeros(len(self.alive) + 1)
@@ -235,8 +244,7 @@ class UnitWatch:
     def end_epoch(self) -> Counts:
         """The counts since the last call."""
         self.collect()
-        pairs = self.all_pairs().repeat_interleave(torch.tensor(list(self.layers.values())))
-        counts = Counts(self.fired, pairs, self.silent, self.alive.clone(), self.batches)
+        counts = Counts(self.fired, self.pairs_of_units(), self.silent, self.alive.clone(), self.batches)
         self.fired, self.silent = torch.zeros(2, len(self.alive), dtype=torch.int64)
         self.pairs = dict.fromkeys(self.layers, 0)
         self.batches = 0
@@ -301,7 +309,7 @@ def measures(now: Counts, before: Counts | None) -> dict[str, Tensor]:
         "silent_units_per_batch": now.silent / max(now.batches, 1),
     }
     if before is not None:
-        found["revived_units"] = before.dead & (now.fired > 0)
+        found["revived_units"] = before.dead & now.alive & ~now.dead
         found["dying_units"] = entropy(rate) < entropy(before.fire_rate)
         found["divergence_bits"] = divergence(now, before).where(before.pairs > 0, 0.0)
     counted = now.alive & (now.pairs > 0)

@@ -24,7 +24,7 @@ from tests.test_settings import assert_refused
 
 SHORT = "--precision fp32 --epochs 3 --hold-out 900"
 NEURON = f"{SHORT} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
-    method for method in pruning.METHODS if method not in pruning.UNSTRUCTURED
+    method for method in pruning.METHODS if pruning.METHODS[method].structured
 )
 WEIGHT = f"{SHORT} --study weight-sparsity --sparsities 0.8 --methods dense ds-pruning " + " ".join(
     pruning.UNSTRUCTURED
@@ -130,7 +130,7 @@ def train(accelerator, tmp_path, monkeypatch):
         from common.studies import accumulation
 
         shared = accumulation.common_config(constants, dataset, "resnet18")
-        own = method == "dense" or method in pruning.UNTARGETED
+        own = method == "dense" or not pruning.METHODS[method].targeted
         point = sparsity.points(constants, method)[0] if own else sparsity.Point(target)
         final = sparsity.train_one(constants, dataset, shared, method, point, 0)
         return final, constants, dataset

@@ -30,7 +30,7 @@ def run_of(strength=0.1, progress=0.261, **constants):
     run = SimpleNamespace(model=model, device=torch.device("cpu"), epoch=2, progress=progress, optimizer=None)
     run.groups, run.watch = find_groups(model, IMAGE), SimpleNamespace(layers=layers)
     task = Task(None, "neuron", 0, 1, None, None, None, strength)
-    pruning = DemonPruning(task, Constants(strength, **constants))
+    pruning = DemonPruning(task, Constants(**constants))
     pruning.prepare(run)
     pruning.on_epoch_start(run)
     return pruning, run
@@ -126,7 +126,7 @@ def test_stronger_is_sparser_and_the_saved_network_is_what_the_rows_say(call, tm
     assert 0 < sparsities[2] < sparsities[3]
     for path in (tmp_path / "state").rglob("final.pt"):
         final = files.load(path)
-        strength = final["config"].get("constants", {}).get("strength")
+        strength = final["config"]["strength"]
         (row,) = [row for row in rows if row["strength"] == strength]
         left = sum(p.numel() for n, p in load_network(path).named_parameters() if n.endswith(".weight") and p.dim() > 1)
         dense = models.build(final["network"])

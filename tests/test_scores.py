@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from common import files, models, sparsity
 from common.cutting import bare_copy
-from common.pruning import METHODS, UNSTRUCTURED, UNTARGETED, scores
+from common.pruning import METHODS, scores
 from common.pruning.task import Task
 from common.saved import load_network
 from common.tracing import find_groups
@@ -146,7 +146,8 @@ def pruned(criterion, target, definition, recorded):
     dataset = SimpleNamespace(train=images, batches=lambda *_: iter([(images, labels)]))
     settings = SimpleNamespace(batch_size=12, per_pass=12, augmentation=(), definition=definition)
     run = SimpleNamespace(model=model, groups=groups, optimizer=torch.optim.SGD(model.parameters(), 0.1))
-    callback = scores.AtStart(Task(target, "neuron", 0, 1, settings, None, dataset), criterion_seen, [target])
+    callback = scores.AtStart(Task(target, "neuron", 0, 1, settings, None, dataset), METHODS["snap"])
+    callback.criterion = criterion_seen
     callback.prepare(run)
     return callback, run
 
@@ -191,14 +192,15 @@ def test_the_floor_of_a_definition_is_that_of_ds_pruning():
     assert (run.groups.widths >= (0.1 * sizes).ceil()).all()
 
 
-def test_a_definition_tells_runs_apart_and_only_those_of_the_four_scores(call, tmp_path):
+def test_a_run_has_the_constants_of_its_own_method_and_no_others(call, tmp_path):
     methods = "dense random magnitude snap cropit-s earlysnap earlycrop-s"
     flags = f"--study neuron-sparsity --sparsities 0.5 --epochs 3 --hold-out 1300 --methods {methods}"
     assert call("Resnet18", flags)[0] == 0
-    found = {c["method"]: c.get("definition") for c in (files.load(p)["config"] for p in tmp_path.rglob("final.pt"))}
-    four = {"training": False, "combine": "mean", "floor": 0.0, "gradual": False}
-    own = {"snap", "cropit-s", "earlysnap", "earlycrop-s"}
-    assert found == {method: four if method in own else None for method in methods.split()}
+    found = {c["method"]: c["constants"] for c in (files.load(p)["config"] for p in tmp_path.rglob("final.pt"))}
+    definition = {"training": False, "combine": "mean", "floor": 0.0, "gradual": False}
+    expected = dict.fromkeys(("snap", "cropit-s", "earlysnap", "earlycrop-s"), definition)
+    expected["magnitude"] = {**definition, "warmup": 0.2, "settle": 0.75, "plan_power": 1.5}
+    assert found == {method: expected.get(method, {}) for method in methods.split()}
 
 
 RECORDED = [1.0, 0.5, 0.35, 0.3, 0.29, 0.29]
@@ -230,7 +232,7 @@ def test_early_pruning_comes_by_a_third_of_training_at_the_latest():
 
 def test_the_distance_is_the_relative_change_of_the_weights_in_an_epoch():
     model, groups = network()
-    callback = scores.AtEarlyEpoch(Task(0.5, "neuron", 0, 1, None), scores.snap)
+    callback = scores.AtEarlyEpoch(Task(0.5, "neuron", 0, 1, None), METHODS["earlysnap"])
     run = SimpleNamespace(model=model, groups=groups, epochs=300, epoch=0)
     for factor in (1.0, 1.5, 0.8):
         with torch.no_grad():
@@ -258,8 +260,7 @@ def test_scoring_leaves_no_trace_in_network_watch_and_batches(call, tmp_path):
         assert torch.equal(final["counts"]["fired"], finals[0]["counts"]["fired"])
 
 
-OTHERS = ("dense", "random", "scratch", "ds-pruning", *UNSTRUCTURED, *UNTARGETED)
-RIVALS = [name for name in METHODS if name not in OTHERS]
+RIVALS = [name for name, method in METHODS.items() if method.criterion]
 
 
 @pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity", "flops-sparsity"])

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from common import files, models, sparsity
 from common.cutting import WEIGHTED
-from common.pruning import METHODS, UNSTRUCTURED, sparse
+from common.pruning import METHODS, sparse
 from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.task import Task, Unreachable
 from common.tracing import find_groups
@@ -18,6 +18,8 @@ from common.training import loop
 from tests.test_scores import IMAGE, interrupted_after, rows
 
 SHAPES = [module.weight.shape for module in models.conv_and_linear(models.resnet18(10, channels=1, width=16))]
+
+UNSTRUCTURED = [name for name, method in METHODS.items() if not method.structured]
 
 
 def task(target=0.9, seed=0):
@@ -142,7 +144,7 @@ def test_masks_hold_on_weights_gradients_and_momentum_at_every_step(method, monk
     monkeypatch.setattr(sparse, "check_scoring", lambda task: None)
     torch.manual_seed(0)
     run, job = started(models.resnet18(10, channels=1, width=4), 0.9)
-    (masked,) = METHODS[method](job)
+    (masked,) = METHODS[method].callbacks(job)
     masked.prepare(run)
     probe = Probe(masked)
     loop.train(run, lambda epoch: data(30), [masked, probe])

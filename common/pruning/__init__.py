@@ -1,38 +1,86 @@
-"""Pruning methods. Each is a function from a `Task` to the callbacks that prune while the loop trains.
-
-The table names them all and imports none before it is called, so that a wrong name is told without torch.
-"""
+"""Pruning methods: a record each. The table imports none of their code, so that a wrong name is told without torch."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 
 
-def later(module: str, make: Callable) -> Callable:
-    """A method that `make` makes of the task and of the module of this package that has its parts."""
-    return lambda task: make(task, import_module(f"{__name__}.{module}"))
+def find(path: str) -> Callable:
+    """What "module:name" names; a module without a dot is one of this package."""
+    module, name = path.split(":")
+    return getattr(import_module(module if "." in module else f"{__name__}.{module}"), name)
 
 
-METHODS: dict[str, Callable] = {
-    "dense": lambda task: [],
-    "random": later("shapes", lambda task, own: [own.RandomAtStart(task)]),
-    "scratch": later("shapes", lambda task, own: [own.ShapeFromScratch(task)]),
-    "ds-pruning": later(
-        "ds_pruning", lambda task, own: [own.DSPruning(task, own.Constants.of(task.settings, task.measure))]
-    ),
-    "magnitude": later("scores", lambda task, own: [own.Evenly(task, own.magnitude)]),
-    "snap": later("scores", lambda task, own: own.at_start(task, own.snap, [task.target])),
-    "cropit-s": later("scores", lambda task, own: own.at_start(task, own.cropit, own.rounds(task.target))),
-    "earlysnap": later("scores", lambda task, own: own.early(task, own.snap)),
-    "earlycrop-s": later("scores", lambda task, own: own.early(task, own.cropit)),
-    "demp": later("demp", lambda task, own: [own.DemonPruning(task, own.Constants(task.strength))]),
-    "magnitude-unstructured": later("sparse", lambda task, own: [own.Masked(task, own.everything, own.shrink)]),
-    "saliency": later("sparse", lambda task, own: [own.Masked(task, own.most_salient)]),
-    "set": later("sparse", lambda task, own: [own.Masked(task, own.random_by_layer, own.grow_at_random)]),
-    "rigl": later("sparse", lambda task, own: [own.Masked(task, own.random_by_layer, own.grow_by_gradient)]),
+@dataclass(frozen=True)
+class Method:
+    """A method is either a criterion, applied at some moment, or a callback of its own; `dense` is neither.
+
+    label: its name in figures and tables.
+    criterion: "module:name" of what scores units, `scores.Criterion`; with it:
+        when: a key of `scores.MOMENTS`: at start, in rounds, early or gradually;
+        ranking: a key of `scores.RANKINGS`: over the network, or within each layer;
+        images: whether the criterion looks at training images.
+    callback: "module:name" of what makes the callback of a `Task`, or that itself.
+    constants: "module:name" of a function of settings and measure: the constants that the method reads, by which its
+        runs are told apart. None: not said, and so all constants of the script tell them apart.
+    needs: the method whose result it starts from, which is made first.
+    structured: whether whole channels are removed, not single weights.
+    targeted: whether it takes a target; without one it has strengths, and how sparse a network gets is a result.
+    """
+
+    label: str
+    criterion: str = ""
+    when: str = "at start"
+    ranking: str = "network"
+    images: bool = True
+    callback: str | Callable = ""
+    constants: str | None = None
+    needs: str | None = None
+    structured: bool = True
+    targeted: bool = True
+
+    def callbacks(self, task) -> list:
+        """Those that prune while the loop trains."""
+        if self.criterion:
+            return [find("scores:scored")(task, self)]
+        make = find(self.callback) if isinstance(self.callback, str) and self.callback else self.callback
+        return [make(task)] if make else []
+
+    def constants_of(self, settings, measure: str) -> dict | None:
+        """The constants that it reads, name -> value; None where the record does not say."""
+        if self.constants is None:
+            return None
+        return find(self.constants)(settings, measure) if self.constants else {}
+
+
+def sparse(label: str, first: str, update: str = "") -> Method:
+    """Masks over single weights: the first ones, and what changes them."""
+
+    def masked(task):
+        own = import_module(f"{__name__}.sparse")
+        return own.Masked(task, getattr(own, first), getattr(own, update) if update else None)
+
+    return Method(label, callback=masked, constants="", structured=False)
+
+
+DS, SCORE, PLANNED = "ds_pruning:constants_of", "scores:constants_of", "scores:constants_of_gradual"
+METHODS: dict[str, Method] = {
+    "dense": Method("dense", constants=""),
+    "random": Method("random", callback="shapes:RandomAtStart", constants=""),
+    "scratch": Method("scratch", callback="shapes:ShapeFromScratch", constants=DS, needs="ds-pruning"),
+    "ds-pruning": Method("DS-Pruning", callback="ds_pruning:DSPruning", constants=DS),
+    "magnitude": Method("magnitude", "scores:magnitude", "gradually", "layer", images=False, constants=PLANNED),
+    "snap": Method("SNAP", "scores:snap", "at start", constants=SCORE),
+    "cropit-s": Method("CroPit-S", "scores:cropit", "in rounds", constants=SCORE),
+    "earlysnap": Method("EarlySNAP", "scores:snap", "early", constants=SCORE),
+    "earlycrop-s": Method("EarlyCroP-S", "scores:cropit", "early", constants=SCORE),
+    "demp": Method("Demon Pruning", callback="demp:DemonPruning", constants="demp:constants_of", targeted=False),
+    "magnitude-unstructured": sparse("magnitude-unstructured", "everything", "shrink"),
+    "saliency": sparse("saliency", "most_salient"),
+    "set": sparse("SET", "random_by_layer", "grow_at_random"),
+    "rigl": sparse("RigL", "random_by_layer", "grow_by_gradient"),
 }
-# Those that remove single weights and no units; all others but `dense` remove whole channels.
-UNSTRUCTURED = ("magnitude-unstructured", "saliency", "set", "rigl")
-# Those that have no target but a strength: how sparse the network gets is a result.
-UNTARGETED = ("demp",)
-# Methods that need another one's result, which is therefore made first.
-NEEDS = {"scratch": "ds-pruning"}
+
+
+def label(method: str) -> str:
+    return METHODS[method].label if method in METHODS else method

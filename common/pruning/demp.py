@@ -5,11 +5,12 @@ follows from the strength of the pull.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
+from common import units
 from common.machine import environment, seeds
 from common.models import batch_norms
 from common.pruning.task import Task, within_floor
@@ -18,13 +19,16 @@ from common.training.loop import Callback, Training
 
 @dataclass(frozen=True)
 class Constants:
-    """The strength is the run's own; the rest is as the authors' code has it for SGD with momentum."""
+    """As the authors' code has them for SGD with momentum."""
 
-    strength: float  # of the pull at its height
     penalty: str = "l1"  # on the scales: l1, or l2
     height: float = 0.3  # moment of the greatest pull, as a share of the time that it lasts
     end: float = 0.87  # share of training after which there is no pull
     noise: float = 5e-5  # standard deviation of what is added to every live weight at every step
+
+
+def constants_of(settings, measure: str) -> dict:
+    return asdict(Constants())
 
 
 def one_cycle(progress: float, height: float, end: float) -> float:
@@ -47,12 +51,9 @@ class DemonPruning(Callback):
 
     STILL = 1e-8  # gradients of at most this size are none
 
-    def __init__(self, task: Task, constants: Constants):
-        self.task, self.constants = task, constants
+    def __init__(self, task: Task, constants: Constants | None = None):
+        self.task, self.constants = task, constants or Constants()
         self.emptied: list[str] = []  # couplings all of whose units are dead
-
-    def identity(self) -> dict:
-        return {"constants": vars(self.constants)}
 
     def prepare(self, training: Training):
         self.generator = torch.Generator(training.device)
@@ -76,7 +77,7 @@ class DemonPruning(Callback):
         torch._foreach_add_(parameters, [part.view(parameter.shape) for part, parameter in parts])
 
     def pull(self, training: Training) -> None:
-        now = self.constants.strength * one_cycle(training.progress, self.constants.height, self.constants.end)
+        now = self.task.strength * one_cycle(training.progress, self.constants.height, self.constants.end)
         scales = [norm.weight for norm in batch_norms(training.model)]
         values = [scale.detach() for scale in scales]
         slopes = torch._foreach_sign(values) if self.constants.penalty == "l1" else torch._foreach_mul(values, 2.0)
@@ -84,7 +85,8 @@ class DemonPruning(Callback):
 
     def on_step(self, training: Training):
         if training.step == training.steps_per_epoch:
-            self.cut(training, training.watch.fired_units().cpu() == 0)
+            watch = training.watch
+            self.cut(training, units.is_dead(watch.fired_units().cpu(), watch.pairs_of_units()))
 
     def cut(self, training: Training, silent: Tensor) -> None:
         """silent: bool [U], the units of the dense network that did not fire in this epoch."""
@@ -97,7 +99,7 @@ class DemonPruning(Callback):
                 self.emptied.append(coupling.name)
                 if environment.rank() == 0:
                     print(
-                        f"demp at strength {self.constants.strength:g}: all units of {coupling.name} are dead in "
+                        f"demp at strength {self.task.strength:g}: all units of {coupling.name} are dead in "
                         f"epoch {training.epoch + 1}; one stays; a lower strength (DEMP_STRENGTHS) keeps more"
                     )
         groups.cut(training.model, training.optimizer, going, self.task.multiple)

@@ -4,7 +4,7 @@ A plan says how sparse the network is to be at each moment. Where the network la
 are chosen, dead ones first; they are pressed until they no longer fire, and what does not fire is cut out.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 import torch
 from torch import Tensor
@@ -36,6 +36,10 @@ class Constants:
         """Those that the script sets, the rest as above, or as BY_MEASURE has it."""
         own = {f.name: getattr(settings, f.name) for f in fields(cls) if hasattr(settings, f.name)}
         return cls(**{**BY_MEASURE[measure], **own})
+
+
+def constants_of(settings, measure: str) -> dict:
+    return asdict(Constants.of(settings, measure))
 
 
 # A group of a late layer holds many times the weights of an early one's, which does not count among costs relative to
@@ -167,12 +171,10 @@ class Press:
 class DSPruning(Callback):
     """The controller: what it decides on is in `log`, one entry a look, and in the rows of the run."""
 
-    def __init__(self, task: Task, constants: Constants):
-        self.task, self.constants = task, constants
+    def __init__(self, task: Task, constants: Constants | None = None):
+        """constants: by default those of the task's settings."""
+        self.task, self.constants = task, constants or Constants.of(task.settings, task.measure)
         self.log: list[dict] = []
-
-    def identity(self) -> dict:
-        return {"constants": vars(self.constants)}
 
     def prepare(self, training: Training):
         groups, constants = training.groups, self.constants

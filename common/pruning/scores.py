@@ -1,9 +1,9 @@
 """Pruning by a score: magnitude, SNAP, CroPit-S, and the two of them early in training.
 
 *What* to remove is a criterion: a function of network, groups and batches to a score for each unit, small where
-removal costs little. `combined` makes one score a group of them; *where* is an order of all groups by that score;
-`prune` cuts the first of them, as many as the target asks for. *When* is one of three callbacks, *in how many rounds* a
-list of targets. What the papers and their authors' code leave open is a `Definition`.
+removal costs little. `combined` makes one score a group of them; *where* is an order of all groups by that score, one
+of RANKINGS; `prune` cuts the first of them, as many as the target asks for. *When* is one of MOMENTS. A method's record
+names the three. What the papers and their authors' code leave open is a `Definition`.
 
 SNAP and CroPit-S here are those of the papers and of the code that EarlyCroP's authors published, with three
 differences. A gate is on a unit's output, after batch norm and shortcut, where theirs is on the convolution's (before
@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.cutting import WEIGHTED, bare_copy
-from common.errors import UserError
+from common.errors import RunFailed, UserError
 from common.groups import Groups
 from common.machine import distributed, seeds
 from common.models import activation_layers, conv_and_linear
+from common.pruning import Method, find
 from common.pruning.ds_pruning import Constants, planned_sparsity
 from common.pruning.task import Task, within_floor
 from common.training.loop import Callback, Training
@@ -122,8 +123,6 @@ def cropit(network: nn.Module, groups: Groups, batches: Batches) -> dict[str, Te
     return {name: change.abs() for name, change in zip(gates, changes, strict=True)}
 
 
-WEIGHTS_ONLY = {magnitude}  # criteria that look at no images
-
 # From units to groups, from groups to a cut.
 
 
@@ -176,6 +175,8 @@ def check_scoring(task: Task) -> None:
         )
 
 
+RANKINGS: dict[str, Order] = {"network": lowest_first, "layer": lowest_of_each_first}
+
 # In how many rounds.
 
 
@@ -190,20 +191,16 @@ def rounds(target: float) -> list[float]:
 
 
 class Scored(Callback):
-    """What the three below have in common: a task and a criterion, both checked before anything is trained."""
+    """What the moments below have in common: a task and a method's record, checked before anything is trained."""
 
-    order: Order = staticmethod(lowest_first)
-
-    def __init__(self, task: Task, criterion: Criterion):
-        self.task, self.criterion = task, criterion
+    def __init__(self, task: Task, method: Method):
+        self.task, self.method = task, method
+        self.criterion: Criterion = find(method.criterion)
         self.definition = definition_of(task.settings)
-
-    def identity(self) -> dict:
-        return {"definition": asdict(self.definition)}
 
     def prepare(self, training: Training):
         self.task.check(training.groups)
-        if self.criterion not in WEIGHTS_ONLY:
+        if self.method.images:
             check_scoring(self.task)
         self.floor = self.task.floor(training.groups, self.definition.floor)
 
@@ -217,29 +214,46 @@ class Scored(Callback):
         copy = bare_copy(training.model).train(self.definition.training)
         score = combined(groups, self.criterion(copy, groups, scoring_batches(task, number)), self.definition.combine)
         score = distributed.of_first(score)  # all have seen the same images; the last bit may differ on a GPU
-        chosen = task.first(groups, within_floor(groups, self.order(groups, score), self.floor), target)
+        self.check_that_it_ranks(training, score)
+        order = RANKINGS[self.method.ranking](groups, score)
+        chosen = task.first(groups, within_floor(groups, order, self.floor), target)
         groups.cut(training.model, training.optimizer, chosen, task.multiple)
+
+    def check_that_it_ranks(self, training: Training, score: Tensor) -> None:
+        """Raises RunFailed where all groups that could go have the same score: as well could they be drawn by lot."""
+        left = score[training.groups.candidates]
+        if len(left) > 1 and (left == left[0]).all():
+            raise RunFailed(
+                f"{self.method.label} gives every unit the score {left[0].item():g} after {training.progress:.0%} of "
+                "training, so there is nothing to choose by; let its record name a later moment"
+            )
 
 
 class AtStart(Scored):
-    """Before the first step, a cut for each of the targets."""
+    """Before the first step, a cut for each of the targets: here a single one."""
 
-    def __init__(self, task: Task, criterion: Criterion, targets: Sequence[float]):
-        super().__init__(task, criterion)
-        self.targets = targets
+    def targets(self) -> list[float]:
+        return [self.task.target]
 
     def on_start(self, training: Training):
-        for number, target in enumerate(self.targets):
+        for number, target in enumerate(self.targets()):
             self.prune(training, target, number)
 
 
-class Gradually(Scored):
-    """LOOKS cuts from WARMUP to SETTLE, along the plan of DS-Pruning."""
+class InRounds(AtStart):
+    """Before the first step, in the rounds of CroPit-S."""
 
-    def identity(self) -> dict:
-        plan = Constants.of(self.task.settings, self.task.measure)
-        own = {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
-        return {**super().identity(), "constants": own}
+    def targets(self) -> list[float]:
+        return rounds(self.task.target)
+
+
+class Gradually(Scored):
+    """LOOKS cuts from WARMUP to SETTLE, along the plan of DS-Pruning.
+
+    (Magnitude takes the same share of every coupling at each. A ranking of filter norms over all layers, raw, by the
+    mean of a layer or by its size, leaves some layers a single channel: on the digits at 75 and 90 % neuron sparsity it
+    costs 12 to 45 points of accuracy, three seeds each.)
+    """
 
     def prepare(self, training: Training):
         super().prepare(training)
@@ -253,19 +267,6 @@ class Gradually(Scored):
         if self.first < step <= self.last and (self.last - step) % self.interval == 0:
             due = planned_sparsity(step, self.first, self.last, self.task.target, self.constants.plan_power)
             self.prune(training, due, step)
-
-
-class Evenly(Gradually):
-    """The same share of every coupling at each cut.
-
-    (A ranking of filter norms over all layers, raw, by the mean of a layer or by its size, leaves some layers a single
-    channel: on the digits at 75 and 90 % neuron sparsity it costs 12 to 45 points of accuracy, three seeds each.)
-    """
-
-    order: Order = staticmethod(lowest_of_each_first)
-
-    def identity(self) -> dict:  # no choice is left open by a score of the weights
-        return {"constants": super().identity()["constants"]}
 
 
 def pruning_epoch(distances: Sequence[float], target: float, epochs: int) -> int | None:
@@ -290,8 +291,8 @@ def pruning_epoch(distances: Sequence[float], target: float, epochs: int) -> int
 class AtEarlyEpoch(Scored):
     """One cut, at the beginning of the first epoch by which the weights have settled."""
 
-    def __init__(self, task: Task, criterion: Criterion):
-        super().__init__(task, criterion)
+    def __init__(self, task: Task, method: Method):
+        super().__init__(task, method)
         self.weights: list[Tensor] = []  # of the epoch before, while it is too soon
         self.distances: list[float] = []
         self.pruned_after: int | None = None  # epochs
@@ -318,17 +319,23 @@ class AtEarlyEpoch(Scored):
         self.distances, self.pruned_after = state["distances"], state["pruned_after"]
 
 
-# Methods.
+MOMENTS = {"at start": AtStart, "in rounds": InRounds, "early": AtEarlyEpoch, "gradually": Gradually}
 
 
-def at_start(task: Task, criterion: Criterion, targets: Sequence[float]) -> list[Callback]:
-    return [unless_gradual(task, criterion, AtStart(task, criterion, targets))]
+def scored(task: Task, method: Method) -> Scored:
+    """A method at its own moment, or along the plan of DS-Pruning where the definition says so."""
+    return MOMENTS["gradually" if definition_of(task.settings).gradual else method.when](task, method)
 
 
-def early(task: Task, criterion: Criterion) -> list[Callback]:
-    return [unless_gradual(task, criterion, AtEarlyEpoch(task, criterion))]
+def constants_of(settings, measure: str) -> dict:
+    definition = definition_of(settings)
+    return asdict(definition) | (plan_of(settings, measure) if definition.gradual else {})
 
 
-def unless_gradual(task: Task, criterion: Criterion, own: Scored) -> Scored:
-    """The method at its own moment, or along the plan of DS-Pruning where its definition says so."""
-    return Gradually(task, criterion) if own.definition.gradual else own
+def constants_of_gradual(settings, measure: str) -> dict:
+    return asdict(definition_of(settings)) | plan_of(settings, measure)
+
+
+def plan_of(settings, measure: str) -> dict:
+    plan = Constants.of(settings, measure)
+    return {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}

@@ -30,9 +30,6 @@ class ShapeFromScratch(Callback):
     def __init__(self, task: Task):
         self.task = task
 
-    def identity(self) -> dict:
-        return {"constants": self.task.needs["config"]["constants"]}
-
     def on_start(self, training: Training):
         groups, final = training.groups, self.task.needs["DSPruning"]
         removed = torch.zeros(len(groups), dtype=torch.bool)

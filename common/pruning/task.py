@@ -16,6 +16,25 @@ class Unreachable(RunFailed):
     """A target that a method cannot reach without emptying a layer; a result, too."""
 
 
+class Point(NamedTuple):
+    """Where a method is run: at a target in [0, 1), 0 for the dense network, or at a strength."""
+
+    target: float | None
+    strength: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.target:g}" if self.strength is None else f"strength {self.strength:g}"
+
+    @property
+    def order(self) -> tuple[float, float]:
+        return self.target or 0.0, self.strength or 0.0
+
+
+def point_of(row: dict) -> Point:
+    """That of a table's row."""
+    return Point(row["target"], row["strength"])
+
+
 class Measure(NamedTuple):
     """What a target is a share of. dimension: how often a layer counts by its width (its own, and what it reads)."""
 
@@ -36,13 +55,13 @@ MEASURES = {
 class Task:
     """One run: how sparse the network is to be at its end.
 
-    target: in [0, 1), unused by a method without one (`UNTARGETED`), which has a strength. measure: a key of MEASURES.
+    target: in [0, 1), None for a method without one, which has a strength. measure: a key of MEASURES.
     multiple: what widths in memory are padded to.
-    needs: what the final.pt of the method that this one needs holds (`NEEDS`), or None.
+    needs: what the final.pt of the method that this one needs holds (`Method.needs`), or None.
     dataset: what the network is trained on, for methods that look at it beforehand.
     """
 
-    target: float
+    target: float | None
     measure: str
     seed: int
     multiple: int

@@ -104,14 +104,6 @@ def label_points(axes, ends: list[tuple[float, float, str, str]]) -> None:
         axes.annotate(text, point, (place, height), **style)
 
 
-NAMES = {"ds-pruning": "DS-Pruning", "snap": "SNAP", "cropit-s": "CroPit-S", "earlysnap": "EarlySNAP"} | {
-    "earlycrop-s": "EarlyCroP-S",
-    "demp": "Demon Pruning",
-    "set": "SET",
-    "rigl": "RigL",
-}
-
-
 def seeds_of(groups: list[Rows], swept: str) -> str:
     """How many seeds are behind the points of a figure."""
     counts = defaultdict(set)

@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from common.reports import canvas
+from common.pruning import label
 
 COLUMNS = ["target", "method", "seeds", "mean", "deviation", "rank", "difference", "low", "high", "p", "verdict"]
 COLUMNS += ["sparsity"]  # what a method without targets really reached; None for the others
@@ -146,7 +146,7 @@ def markdown(table: list[dict]) -> str:
     for row in table:
         spread = "" if row["deviation"] is None else f" ± {points(row['deviation'])}"
         interval = "-" if row["low"] is None else f"{points(row['low'], '+')} to {points(row['high'], '+')}"
-        name = canvas.NAMES.get(row["method"], row["method"])
+        name = label(row["method"])
         name += "" if row["sparsity"] is None else f" (at {100 * row['sparsity']:.1f} %)"
         cells = [f"{100 * row['target']:g}", row["rank"], name]
         cells += [f"{points(row['mean'])}{spread}", row["seeds"], points(row["difference"], "+"), interval]

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from common.names import Sweep
 from common.reports.canvas import COLOURS, LINES, QUIET, Rows, canvas, label_ends, save, seeds_of
 
-NAMES = {"batch_size": "batch size", "learning_rate": "lr", "regularization": "λ"}
-AXES = {"batch_size": "Batch size", "learning_rate": "Learning rate", "regularization": "L1 strength λ"}
 FOOTINGS = {"epochs": "equal epochs", "steps": "equal steps"}
 DEAD_TIME = "Dead unit-epochs (% of all)"
 PANELS = (
@@ -28,11 +27,11 @@ def short(value: float) -> str:
     return f"{value:g}" if not 0 < value < 0.001 else np.format_float_scientific(value, trim="-", exp_digits=1)
 
 
-def places(swept: str, values: list[float]) -> dict[float, float]:
-    """Where each swept value lies on its axis: batch sizes and strengths by their logarithm, 0 a decade below them."""
-    if swept == "learning_rate":
+def places(swept: Sweep, values: list[float]) -> dict[float, float]:
+    """Where each swept value lies on its axis; on one of logarithms, 0 a step below the others."""
+    if swept.scale == "linear":
         return {value: value for value in values}
-    scale = np.log2 if swept == "batch_size" else np.log10
+    scale = np.log2 if swept.scale == "log2" else np.log10
     above = [value for value in values if value > 0]
     zero = float(scale(min(above))) - 1 if above else 0.0
     return {value: float(scale(value)) if value > 0 else zero for value in values}
@@ -49,7 +48,7 @@ def over_runs(rows: Rows, swept: str, value) -> tuple[list[float], np.ndarray, n
     return values, means, np.array([np.std(found[v], ddof=1) if len(found[v]) > 1 else 0.0 for v in values])
 
 
-def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float], panel: int, published: dict) -> list:
+def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float], panel: int, published: dict) -> list:
     """One quantity against what is swept: a line a group; returns the labels of their ends."""
     from matplotlib.ticker import NullLocator
 
@@ -57,7 +56,7 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float],
     last = max(at.values())
     ends, largest = [], 0.0
     for index, (label, rows) in enumerate(lines.items()):
-        values, means, spreads = over_runs(rows, swept, value)
+        values, means, spreads = over_runs(rows, swept.column, value)
         if not values:
             continue
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
@@ -80,29 +79,29 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: str, at: dict[float, float],
     if panel == 2:
         axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
         ends.append((50, "coin toss", QUIET))
-    axes.set_xticks(list(at.values()), [short(v) for v in at], rotation=60 if swept == "regularization" else 0)
+    axes.set_xticks(list(at.values()), [short(v) for v in at], rotation=60 if swept.scale == "log10" else 0)
     axes.xaxis.set_minor_locator(NullLocator())
     margin = 0.05 * (last - min(at.values())) or 0.5
-    axes.set(xlim=(min(at.values()) - margin, last + margin), xlabel=AXES[swept])
+    axes.set(xlim=(min(at.values()) - margin, last + margin), xlabel=swept.axis)
     if panel < 2 and axes.get_ylim()[1] < 1:  # no death: no noise magnified
         axes.set_ylim(-0.03, 1)
     return ends
 
 
 def sweep_figure(
-    groups: dict[str, dict[str, Rows]], swept: str, path: Path, title: str, published: dict, missed: list[str]
+    groups: dict[str, dict[str, Rows]], swept: Sweep, path: Path, title: str, published: dict, missed: list[str]
 ) -> None:
     """Dead units at the end and over time, dying units and test accuracy against what is swept; means over seeds.
 
     Args:
         groups: footing (a row of panels each) -> label of a line -> rows as in batch-size.csv.
-        swept: the column of the horizontal axis.
+        swept: the horizontal axis.
         published: swept value -> the paper's count of dead units, drawn to our scale where epochs are equal; {} for
             none.
         missed: runs that are not there, named at the bottom.
     """
     flat = [rows for lines in groups.values() for rows in lines.values()]
-    at = places(swept, sorted({row[swept] for rows in flat for row in rows}))
+    at = places(swept, sorted({row[swept.column] for rows in flat for row in rows}))
     notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
     notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
     notes += [f"not finished: {', '.join(missed)}"] if missed else []
@@ -119,7 +118,7 @@ def sweep_figure(
             for axes, ends in zip(column, labels, strict=True):  # when the limits are settled
                 label_ends(axes, ends)
         units = {row["units"] for rows in flat for row in rows}
-        head = f"{title}. {min(units):,} units, {seeds_of(flat, swept)}"
+        head = f"{title}. {min(units):,} units, {seeds_of(flat, swept.column)}"
         figure.suptitle(head, x=0.01, ha="left", fontsize=10)
         figure.supxlabel("\n".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
         save(figure, path)

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from common import files, names
+from common.pruning import label
 from common.reports import canvas, comparison, paper
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,7 +76,7 @@ def by_target(table: pd.DataFrame, value: str, decimals: int = 1) -> pd.DataFram
     order = table.groupby(["method", "target"])[value].mean().groupby("method").mean().sort_values(ascending=False)
     cells = over_seeds(table, ["method", "target"], value, decimals=decimals).unstack().reindex(order.index)
     cells.columns = [f"{100 * target:g} %" for target in cells.columns]
-    cells.insert(0, "method", [canvas.NAMES.get(method, method) for method in cells.index])
+    cells.insert(0, "method", [label(method) for method in cells.index])
     return cells
 
 
@@ -90,7 +91,7 @@ def by_strength(table: pd.DataFrame, kind: str) -> pd.DataFrame:
             "test accuracy (%)": over_seeds(table, by, "test_accuracy"),
         }
     ).reset_index()
-    cells["method"] = [canvas.NAMES.get(method, method) for method in cells["method"]]
+    cells["method"] = [label(method) for method in cells["method"]]
     cells["strength"] = [f"{strength:g}" for strength in cells["strength"]]
     return cells
 
@@ -110,7 +111,7 @@ def sparsity_section(path: Path) -> str:
     pruned = table[table["method"] != "dense"].dropna(subset=["test_accuracy"])
     untargeted, pruned = pruned[pruned["target"].isna()], pruned[pruned["target"].notna()]
     published = paper.accuracies(settings["dataset"], settings["activation"], kind)
-    void = "definition" not in settings and pruned["method"].isin(SCORES).any()
+    void = set(SCORES) & set(pruned["method"]) - set(settings["methods"])
     title = f"{names.ACTIVATION_LABELS[settings['activation']]}, {names.SPARSITY_LABELS[path.stem].lower()}"
     parts = [f"## {title}\n", f"{conditions(settings)}\n"]
     parts.append(
@@ -128,7 +129,7 @@ def sparsity_section(path: Path) -> str:
     if published:
         lines = pd.DataFrame(published).T
         lines.columns = [f"{100 * target:g} %" for target in lines.columns]
-        lines.insert(0, "method", [canvas.NAMES.get(method, method) for method in lines.index])
+        lines.insert(0, "method", [label(method) for method in lines.index])
         parts.append("The paper's test accuracy, read off its figure (width 64, 100 to 300 epochs):\n")
         parts.append(markdown(lines))
     summary, figure = path.with_name(f"{path.stem}-summary.md"), path.with_suffix(".png")
@@ -148,7 +149,7 @@ def sparsity_page(plots: Path) -> str:
 
 def sweep_section(path: Path) -> str:
     table, made = read(path)
-    swept = names.SWEEPS[path.stem]
+    swept = names.SWEEPS[path.stem].column
     settings = made["settings"]
     fixed = [
         name for name in ("footing", "regularization", "learning_rate") if name != swept and table[name].nunique() > 1
@@ -193,7 +194,7 @@ def returns_section(path: Path) -> str:
     """Dead units that fired again, by how many epochs they had been dead; all seeds together."""
     table = pd.read_csv(path)
     table = table[table["footing"] == "epochs"] if "footing" in table else table
-    swept = names.SWEEPS.get(path.stem.removesuffix("-returns"), "learning_rate")
+    swept = names.SWEEPS[path.stem.removesuffix("-returns")].column
     table = table[table["regularization"] > 0]
     sums = table.groupby([swept, "dead_for"])[["at_risk", "came_back"]].sum()
     cells = sums.apply(lambda row: f"{100 * row['came_back'] / row['at_risk']:.1f} % of {row['at_risk']:,.0f}", axis=1)

@@ -20,7 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from common import files
-from common.pruning import METHODS
+from common.pruning import METHODS, label
 from common.reports import canvas, comparison
 from common.reports.results import ROOT
 
@@ -35,8 +35,8 @@ def rows_below(plots: Path) -> list[dict]:
     for path in sorted(plots.rglob("neuron-sparsity.csv")):
         settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
         made = settings["dataset"], settings["activation"], settings["hold_out"]
-        if made == ("cifar10", "relu", 0) and "definition" in settings:
-            found += files.read_csv(path)
+        if made == ("cifar10", "relu", 0):
+            found += [row for row in files.read_csv(path) if row["method"] in settings["methods"]]
     return found
 
 
@@ -70,7 +70,7 @@ def draw(found: dict[str, dict[int, dict]], axis: str, path: Path) -> None:
             axes.set_axis_off()
         for axes, (method, line) in zip(grid.flat, found.items(), strict=False):
             draw_panel(axes, line)
-            axes.set_title(canvas.NAMES.get(method, method))
+            axes.set_title(label(method))
         for lowest in grid.flat[len(found) - columns : len(found)]:
             lowest.tick_params(labelbottom=True)
         axes = grid[0, 0]

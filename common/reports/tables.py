@@ -1,7 +1,6 @@
-"""What a study leaves: tables that grow over several commands, and an exit status."""
+"""Tables that grow over several commands."""
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,8 @@ def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[
 
     Args:
         table: the CSV; the `settings` behind it are in the .json of the same name.
-        made: the settings of this command, as JSON gives them back.
+        made: the settings of this command, as JSON gives them back. Those of `methods` are compared for the methods
+            that the table has, and completed, in place, with those of the others.
         columns: the columns that the table must have.
         later: those of them that a table of an earlier version lacks; they are empty in its rows.
 
@@ -28,18 +28,16 @@ def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[
         rows = read_csv(table)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
-    odd = sorted(name for name in {*before, *made} if before.get(name) != made.get(name))
+    methods, own = before.pop("methods", {}), made.get("methods", {})
+    odd = sorted(name for name in {*before, *made} - {"methods"} if before.get(name) != made.get(name))
+    there = {row.get("method") for row in rows}
+    odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
     rows = [dict.fromkeys(later) | row for row in rows]
     if odd or any(set(row) != set(columns) for row in rows):
         raise UserError(
             f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
             "OUTPUT_DIR"
         )
+    if own:
+        made["methods"] = {**methods, **own}
     return rows
-
-
-def exit_status(failures: list[str], results: list) -> int:
-    """2 where runs failed. They were told when it happened; below the results of the others they are listed again."""
-    for failure in failures if results else ():
-        print(f"error: not finished: {failure}", file=sys.stderr)
-    return 2 if failures else 0

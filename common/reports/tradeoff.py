@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.reports.canvas import COLOURS, LINES, NAMES, QUIET, Rows, Series, canvas, label_points, save, seeds_of
+from common.pruning import label
+from common.reports.canvas import COLOURS, LINES, QUIET, Rows, Series, canvas, label_points, save, seeds_of
 
 
 def over_targets(rows: Rows, x) -> Series:
@@ -32,7 +33,7 @@ def tradeoff_figure(
         wide: whether the horizontal axis is logarithmic.
     """
     missed = [row for row in rows if row["test_accuracy"] is None]
-    missed = dict.fromkeys(f"{NAMES.get(row['method'], row['method'])} at {100 * row['target']:g} %" for row in missed)
+    missed = dict.fromkeys(f"{label(row['method'])} at {100 * row['target']:g} %" for row in missed)
     rows = [row for row in rows if row["test_accuracy"] is not None]
     groups = defaultdict(list)
     for row in rows:
@@ -46,12 +47,12 @@ def tradeoff_figure(
             places, means, spreads = over_targets(group, x)
             style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
             axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **style)
-            ends.append((places.max(), means[places.argmax()], NAMES.get(method, method), style["color"]))
+            ends.append((places.max(), means[places.argmax()], label(method), style["color"]))
         for method, line in published.items():
             shown = {100 * target: accuracy for target, accuracy in line.items() if target in targets}
             if len(shown) > 1:
                 axes.plot(shown.keys(), shown.values(), color=QUIET, linewidth=0.8, linestyle=":")
-                ends.append((max(shown), shown[max(shown)], f"paper, {NAMES.get(method, method)}", QUIET))
+                ends.append((max(shown), shown[max(shown)], f"paper, {label(method)}", QUIET))
         if len(dense):
             axes.axhline(dense.mean(), color="black", linewidth=0.9)
             if len(dense) > 1:

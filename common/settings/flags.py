@@ -5,17 +5,26 @@ import ast
 from pathlib import Path
 
 from common.errors import UserError
-from common.settings.kinds import KINDS, truth
+from common.settings.kinds import KINDS, kind_of, truth
 
 
 def constants_of(script: Path) -> dict[str, str]:
-    """NAME -> the comment behind it, for every constant at the top level of a script, in order."""
+    """NAME -> the comment behind it, for every constant at the top level of a script, in order: a name in capitals
+    with a literal value that is no dictionary."""
     lines = script.read_text(encoding="utf-8").splitlines()
     found = {}
     for node in ast.parse("\n".join(lines)).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in KINDS:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and is_constant(node):
             found[node.targets[0].id] = lines[node.end_lineno - 1][node.end_col_offset :].lstrip(" #")
     return found
+
+
+def is_constant(node: ast.Assign) -> bool:
+    try:
+        value = ast.literal_eval(node.value)
+    except ValueError:
+        return node.targets[0].id in KINDS  # computed, but known
+    return node.targets[0].id.isupper() and not isinstance(value, dict)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,16 +45,16 @@ def shown(value, settled_by: str) -> str:
 
 
 def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) -> dict:
-    """Lower-case name -> value: the script's constants with the flags' values in their place."""
+    """Lower-case name -> value, of the flags that were given."""
     parser = Parser(doc, script.name)
     comments = constants_of(script)
     by_study = {name for values in constants.get("BY_STUDY", {}).values() for name in values}
     for name, comment in comments.items():
-        kind = KINDS[name]
+        kind = kind_of(name, constants[name])
         default = shown(constants[name], "study" if name in by_study else "protocol")
         flag, text = "--" + name.lower().replace("_", "-"), f"{comment} [{default}]".replace("%", "%%")
         shape = {"action": argparse.BooleanOptionalAction} if kind.read is truth else {"metavar": "VALUE"}
         if kind.several:
             shape = {"nargs": "*" if kind.optional else "+", "metavar": "VALUE"}
-        parser.add_argument(flag, dest=name, default=constants[name], help=text, **shape)
-    return {name.lower(): value for name, value in vars(parser.parse_args(arguments)).items()}
+        parser.add_argument(flag, dest=name.lower(), default=argparse.SUPPRESS, help=text, **shape)
+    return vars(parser.parse_args(arguments))

@@ -37,6 +37,10 @@ ABSENT = {
     "label_smoothing": 0.0,
     "checkpoint_steps": 0,
     "pretrained": False,
+    "gradient_clip": 0.0,
+    "noise_std": 0.0,
+    "regularization": (0.0,),
+    "hold_out": 0,
 }
 
 
@@ -124,13 +128,29 @@ KINDS = {
 }
 
 
-def check(name: str, value):
+def kind_of(name: str, default) -> Kind:
+    """What a constant may be: as KINDS says; of one that a script has of its own, what its value is."""
+    if name in KINDS:
+        return KINDS[name]
+    several = isinstance(default, (list, tuple))
+    one = default[0] if several and default else default
+    if isinstance(one, bool):
+        return TRUTH
+    if isinstance(one, (int, float)):
+        read, what = (whole, "whole number") if isinstance(one, int) else (float, "number")
+        return number(lambda v: True, what + "s" if several else f"a {what}", read, several=several)
+    return Kind(str, lambda v: v != "", "texts" if several else "a text", several=several)
+
+
+def check(name: str, value, default=None):
     """`value` as the constant `name` takes it: a number, a text, a truth value, or a tuple of them.
+
+    default: its value in the script, for a constant that only the script has.
 
     Raises:
         UserError: naming the constant, what it got and what it takes.
     """
-    kind = KINDS[name]
+    kind = kind_of(name, default)
     if kind.several:
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if values or kind.optional:

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from common import names
 from common.errors import UserError
 from common.machine import environment
-from common.pruning import METHODS, UNSTRUCTURED
-from common.settings.flags import parse
+from common.pruning import METHODS
+from common.settings import identity
+from common.settings.flags import constants_of, parse
 from common.settings.kinds import ABSENT, PROTOCOLS, check
 
 
@@ -26,17 +27,15 @@ def check_study(settings: SimpleNamespace) -> None:
     """Raises UserError for constants that are right one by one and cannot be together, or not in this study."""
     if settings.study in names.STRUCTURED:
         for method in settings.methods:
-            if method in UNSTRUCTURED:
+            if not METHODS[method].structured:
                 raise UserError(
                     f"METHODS: got {method!r}, which removes single weights and no units; takes any of "
-                    f"{', '.join(m for m in METHODS if m not in UNSTRUCTURED)}, or STUDY weight-sparsity"
+                    f"{', '.join(name for name, m in METHODS.items() if m.structured)}, or STUDY weight-sparsity"
                 )
     if hasattr(settings, "settle") and settings.warmup >= settings.settle:
         raise UserError(f"SETTLE: got {settings.settle:g}, takes a moment after WARMUP, {settings.warmup:g}")
     if settings.study in names.MEASURES and len(settings.regularization) > 1:
         raise UserError(f"REGULARIZATION: got {len(settings.regularization)} values, takes one in a sparsity study")
-    if settings.study == "regularization" and settings.regularization is not None:
-        raise UserError("REGULARIZATION: not used in the study regularization, which takes REGULARIZATIONS")
 
 
 def passes_of(batch_size: int, micro_batch: int) -> int:
@@ -63,10 +62,18 @@ def given(script_globals: dict, studies: tuple[str, ...], arguments: list[str] |
     Raises:
         UserError: for the first constant that is wrong.
     """
-    values = parse(Path(script_globals["__file__"]), script_globals["__doc__"], script_globals, arguments)
-    values = {name: value if value is None else check(name.upper(), value) for name, value in values.items()}
+    script = Path(script_globals["__file__"])
+    flags = parse(script, script_globals["__doc__"], script_globals, arguments)
+    values = {}
+    for name in constants_of(script):
+        default = script_globals[name]
+        value = flags.get(name.lower(), default)
+        values[name.lower()] = value if value is None else check(name, value, default)
     if values["study"] not in studies:
         raise UserError(f"STUDY: got {values['study']!r}, takes one of {', '.join(studies)}")
+    for name in flags:
+        if not identity.is_read(name, values["study"]):
+            raise UserError(f"{name.upper()}: the study {values['study']} does not read it; leave the flag out")
     for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
         if values[name.lower()] is None:
             values[name.lower()] = check(name, value)

@@ -1,13 +1,11 @@
-"""The sparsity studies: accuracy against neuron or weight sparsity, for every method in one harness."""
+"""The sparsity studies: accuracy against neuron or weight sparsity or FLOPs, for every method in one harness."""
 
 import json
 import statistics
-import sys
 import time
-from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import product
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -15,20 +13,18 @@ import torch
 from torch import nn
 
 from common import data, saved, sparsity
-from common.errors import RunFailed
-from common.files import write_csv, write_text
-from common.machine import devices
+from common.files import write_csv
+from common.machine import devices, distributed
 from common.models import build
-from common.names import MEASURES, SPARSITY, SPARSITY_LABELS
-from common.pruning import METHODS, NEEDS, UNTARGETED
-from common.pruning.ds_pruning import Constants
-from common.pruning.scores import definition_of
-from common.pruning.task import Task, Unreachable
-from common.reports import canvas, comparison, figures, paper, tradeoff
-from common.reports.tables import exit_status, rows_to_extend
-from common.studies import accumulation
+from common.names import MEASURES
+from common.pruning import METHODS
+from common.pruning.task import Point, Task, Unreachable, point_of
+from common.reports import sparsity as report
+from common.reports.tables import rows_to_extend
+from common.settings.identity import OF_METHODS
+from common.studies.study import Study
 from common.training.fit import fit
-from common.training.gradients import BatchNormPull
+from common.training.gradients import changes
 from common.training.loop import Callback, Training
 from common.training.runs import Run
 
@@ -54,23 +50,20 @@ COLUMNS = [
 ]
 
 
-class Point(NamedTuple):
-    """Where a method is run: at a target in [0, 1), 0 for the dense network, or at a strength."""
+class Trial(NamedTuple):
+    """A pruning run."""
 
-    target: float | None
-    strength: float | None = None
+    method: str
+    point: Point
+    seed: int
 
     def __str__(self) -> str:
-        return f"{self.target:g}" if self.strength is None else f"strength {self.strength:g}"
-
-    @property
-    def order(self) -> tuple[float, float]:
-        return self.target or 0.0, self.strength or 0.0
+        return f"{self.method} {self.point} seed {self.seed}" if any(self.point) else f"{self.method} seed {self.seed}"
 
 
-def points(settings, method: str) -> list[Point]:
+def points(settings: SimpleNamespace, method: str) -> list[Point]:
     """Those that a study runs a method at."""
-    if method in UNTARGETED:
+    if not METHODS[method].targeted:
         return [Point(None, strength) for strength in settings.demp_strengths]
     return [Point(target) for target in ((0.0,) if method == "dense" else settings.sparsities)]
 
@@ -97,38 +90,43 @@ class Cost(Callback):
         self.flops = state["flops"]
 
 
-def train_one(settings, dataset, shared: dict, method: str, point: Point, seed: int, more: Sequence = ()) -> dict:
-    """One run of one method, and before it the run whose result it needs; returns what final.pt holds.
+# One run --------------------------------------------------------------------------------------------------------
 
-    more: callbacks of the caller's own.
-    """
-    needs = train_one(settings, dataset, shared, NEEDS[method], point, seed, more) if method in NEEDS else None
-    measure, multiple = MEASURES[settings.study], devices.width_multiple(settings.device)
-    task = Task(point.target, measure, seed, multiple, settings, needs, dataset, point.strength)
-    measured = method != "dense" and method not in UNTARGETED  # else a run is the same in all studies
-    rate, strength = settings.pruning_learning_rate, settings.regularization[0]
+
+def constants_of(settings: SimpleNamespace, method: str) -> dict:
+    """The constants that tell a method's runs apart: those its record names, else all that are any method's."""
+    found = METHODS[method].constants_of(settings, MEASURES[settings.study])
+    if found is None:
+        return {name: value for name, value in vars(settings).items() if name in OF_METHODS}
+    return found
+
+
+def run_of(settings: SimpleNamespace, shared: dict, trial: Trial) -> Run:
+    """The folder of a run. A run that no target is measured in is the same in all studies."""
+    measured = trial.method != "dense" and METHODS[trial.method].targeted
     config = {
         **shared,
-        "method": method,
-        "target": point.target,
-        "measure": task.measure if measured else None,
-        "seed": seed,
-        "learning_rate": rate,
+        **{"method": trial.method, **trial.point._asdict(), "seed": trial.seed},
+        "measure": MEASURES[settings.study] if measured else None,
+        "learning_rate": settings.pruning_learning_rate,
+        "regularization": settings.regularization[0],
+        "constants": constants_of(settings, trial.method),
     }
-    config["regularization"] = strength
-    pruning = METHODS[method](task)
-    for part in pruning:
-        config |= part.identity()
-    parts = [
-        *pruning,
-        BatchNormPull(strength) if strength else None,
-        Cost(dataset.example),
-        *more,
-    ]
-    label = f"{method} {point} seed {seed}" if any(point) else f"{method} seed {seed}"
-    folder = settings.study if measured else method
-    run = Run(settings.run_dir / settings.script / folder, label, config)
-    return fit(settings, dataset, run, shared["network"], rate, seed, [part for part in parts if part], cuts=True)
+    return Run(settings.run_dir / settings.script / (settings.study if measured else trial.method), str(trial), config)
+
+
+def train(settings, dataset: data.Dataset, shared: dict, trial: Trial, more: Sequence[Callback] = ()) -> dict:
+    """One run, and before it the run whose result its method needs; returns what final.pt holds.
+
+    shared: what `study.conditions` gives for these settings. more: callbacks of the caller's own.
+    """
+    method, point, seed = METHODS[trial.method], trial.point, trial.seed
+    before = train(settings, dataset, shared, trial._replace(method=method.needs), more) if method.needs else None
+    measure, multiple = MEASURES[settings.study], devices.width_multiple(settings.device)
+    task = Task(point.target, measure, seed, multiple, settings, before, dataset, point.strength)
+    extra = [*method.callbacks(task), *changes(settings.regularization[0]), Cost(dataset.example), *more]
+    run, rate = run_of(settings, shared, trial), settings.pruning_learning_rate
+    return fit(settings, dataset, run, shared["network"], rate, seed, extra, cuts=True)
 
 
 def seconds_of_inference(model: nn.Module, settings, images: torch.Tensor) -> float:
@@ -151,8 +149,8 @@ def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: to
     return statistics.median(before / after for before, after in times)
 
 
-def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
-    """One row of the CSV; what compares with the dense run of the same seed is empty where there is none."""
+def row_of(settings, dataset, final: dict, dense_seconds: float | None) -> dict:
+    """One row of the CSV. dense_seconds: those of the dense run of the same seed, where there is one."""
     config = final["config"]
     model, dense = saved.rebuild(final, f"the run of {config['method']}"), build(final["network"])
     dense = dense.to(memory_format=torch.channels_last).eval()
@@ -172,7 +170,7 @@ def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
         "inference_flops": size.flops,
         "inference_flops_ratio": size.flops / full.flops,
         "training_flops_ratio": final["Cost"]["flops"] / (3 * full.flops * examples),
-        "training_speedup": sum(row["seconds"] for row in reference["rows"]) / seconds if reference else None,
+        "training_speedup": dense_seconds / seconds if dense_seconds else None,
         "inference_speedup": inference_speedup(
             dense.to(settings.device), model.to(settings.device), settings, dataset.example
         ),
@@ -181,127 +179,85 @@ def row_of(settings, dataset, final: dict, reference: dict | None) -> dict:
         "width": settings.width,
         "device": settings.device.type,
         "seconds": seconds,
-        "strength": final["config"].get("constants", {}).get("strength"),
+        "strength": config["strength"],
     }
 
 
-def empty_row(settings, method: str, point: Point, seed: int) -> dict:
-    """The row of a run that cannot reach its target: nothing measured."""
-    known = {"script": settings.script, "method": method, "seed": seed, "width": settings.width, **point._asdict()}
-    return dict.fromkeys(COLUMNS) | known | {"device": settings.device.type}
+# The study ------------------------------------------------------------------------------------------------------
 
 
-def shown(value: float | None, scale: float, decimals: int) -> str:
-    return "-" if value is None else f"{scale * value:.{decimals}f}"
+class Sparsity(Study):
+    """Every method at every target (or strength); the table is written after each run."""
 
+    columns = COLUMNS
+    more: Sequence[Callback] = ()  # callbacks of all runs
 
-def summary(rows: list[dict]) -> str:
-    cells = [
-        [
-            row["method"],
-            str(point_of(row)),
-            row["seed"],
-            *(shown(row[name], 100, 2) for name in ("neuron_sparsity", "weight_sparsity", "test_accuracy")),
-            *(shown(row[name], 1, 3) for name in ("inference_flops_ratio", "training_flops_ratio")),
-            *(shown(row[name], 1, 2) for name in ("training_speedup", "inference_speedup")),
-        ]
-        for row in rows
-    ]
-    header = "method target seed neuron-% weight-% test-% FLOPs training-FLOPs training-speedup inference-speedup"
-    return canvas.table(header.split(), cells)
+    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
+        super().__init__(settings, dataset, network)
+        distributed.by_first(lambda: self.folder.mkdir(exist_ok=True))
+        self.table = self.folder / f"{settings.study}.csv"
+        self.made = self.conditions()
+        extends = getattr(settings, "extend", False)
+        self.rows = rows_to_extend(self.table, self.made, self.columns, ["strength"]) if extends else []
 
+    def conditions(self) -> dict:
+        """All that the rows of the table have in common, and the constants of its methods, as JSON gives it back."""
+        own = {name: getattr(self.settings, name) for name in ("pruning_learning_rate", "regularization")}
+        own["methods"] = {method: constants_of(self.settings, method) for method in self.settings.methods}
+        return json.loads(json.dumps({**self.shared, **own}))
 
-def draw(settings, dataset: data.Dataset, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
-    """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
-    kind, title = SPARSITY[settings.study], f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
-    paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
-    theirs = paper.accuracies(settings.dataset, settings.activation, kind)
-    published = {"ds-pruning": theirs["ds-pruning"]} if theirs else {}
-    if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
-        return []
-    axis = f"{SPARSITY_LABELS[settings.study]} (%)"
+    def plan(self) -> Iterator[Trial]:
+        settings = self.settings
+        for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
+            yield from (Trial(method, point, seed) for point in points(settings, method))
 
-    def whole(row: dict) -> int:  # so that all lines end at one place
-        return round(100 * comparison.removed(row, kind))
+    def train(self, trial: Trial) -> None:
+        """A run that the table has is passed over."""
+        if trial in [Trial(row["method"], point_of(row), row["seed"]) for row in self.rows]:
+            return
+        final = self.attempt(str(trial), partial(self.final, trial))
+        if final is not None:
+            self.rows.append(distributed.by_first(lambda: self.row(trial, final)))
+            self.rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), point_of(row).order))
+            distributed.by_first(self.write_table)
 
-    tradeoff.tradeoff_figure(rows, paths[0], title, whole, axis, published)
-    axis = "Inference FLOPs (% of dense)"
-    tradeoff.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
-    if courses:
-        figures.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
-    return paths if courses else paths[:2]
+    def final(self, trial: Trial) -> dict:
+        """What final.pt holds; {} where the target is out of reach, which is a result, too."""
+        try:
+            return train(self.settings, self.dataset, self.shared, trial, self.more)
+        except Unreachable as error:
+            self.failures.append(f"{trial}: {error}")
+            return {}
 
+    def row(self, trial: Trial, final: dict) -> dict:
+        settings = self.settings
+        if not final:
+            known = {"script": settings.script, "width": settings.width, "device": settings.device.type}
+            named = {"method": trial.method, **trial.point._asdict(), "seed": trial.seed}
+            return dict.fromkeys(self.columns) | known | named
+        dense = [row["seconds"] for row in self.rows if (row["method"], row["seed"]) == ("dense", trial.seed)]
+        return row_of(settings, self.dataset, final, dense[0] if dense else None)
 
-def course_of(settings, dataset: data.Dataset, final: dict) -> dict:
-    """What `figures.course_figure` shows of a DS-Pruning run."""
-    found = {name: final["DSPruning"][name] for name in ("log", "couplings", "widths", "dense_widths")}
-    steps = settings.epochs * dataset.steps_per_epoch(settings.batch_size)
-    return {**found, "steps": steps, "revived": [row["revived_units"] or 0 for row in final["rows"]]}
+    def write_table(self) -> None:
+        write_csv(self.table, self.columns, self.rows)  # first: beside the .json of other conditions it is not extended
+        self.write_origin(self.table, self.made)
 
+    def courses(self) -> dict[str, dict]:
+        """What DS-Pruning decided in the first seed's runs, as far as these are there."""
+        found, settings = {}, self.settings
+        for trial in self.plan():
+            if (trial.method, trial.seed) == ("ds-pruning", settings.seeds[0]):
+                final = run_of(settings, self.shared, trial).final()
+                if final is not None:
+                    steps = settings.epochs * self.dataset.steps_per_epoch(settings.batch_size)
+                    found[f"{trial.point.target:.0%}"] = report.course_of(final, steps)
+        return found
 
-def conditions(settings, shared: dict) -> dict:
-    """All that the rows of one table have in common, as JSON gives it back."""
-    own = {name: getattr(settings, name) for name in ("pruning_learning_rate", "regularization")}
-    constants = Constants.of(settings, MEASURES[settings.study])
-    own |= {"constants": vars(constants), "definition": asdict(definition_of(settings))}
-    return json.loads(json.dumps({**shared, **own}))
+    def save(self) -> int:
+        """The summary and the figures; prints the table and where all is. Returns the exit status."""
+        if self.rows:
+            distributed.by_first(self.present)
+        return self.exit_status(self.rows)
 
-
-def point_of(row: dict) -> Point:
-    return Point(row["target"], row["strength"])
-
-
-def identity(row: dict) -> tuple:
-    return row["method"], point_of(row), row["seed"]
-
-
-def finished(
-    settings, dataset: data.Dataset, shared: dict, failures: list[str], known: Container = (), more: Sequence = ()
-) -> Iterator[tuple[str, Point, int, dict | None]]:
-    """Trains every run that is not `known`: method, point, seed and what final.pt holds, None where the target is out
-    of reach. A run that fails, or that another process is training, adds a line to `failures`, and the rest goes on."""
-    for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
-        for point in points(settings, method):
-            if (method, point, seed) in known:
-                continue
-            try:
-                final = train_one(settings, dataset, shared, method, point, seed, more)
-            except RunFailed as error:
-                failures.append(f"{method} {point} seed {seed}: {error}")
-                if not isinstance(error, Unreachable):
-                    print(f"error: {failures[-1]}", file=sys.stderr)
-                    continue
-                final = None
-            yield method, point, seed, final
-
-
-def study(settings: SimpleNamespace, network: str = "resnet18") -> int:
-    """Trains every method at every sparsity, writes the CSV after each and the figures at the end, prints a table; the
-    exit status."""
-    dataset = data.load(settings)
-    shared = accumulation.common_config(settings, dataset, network)
-    shared = {**shared, "gradient_clip": 0.0, "noise_std": 0.0, "hold_out": settings.hold_out}
-    made = accumulation.provenance(conditions(settings, shared))
-    folder = settings.output_dir / settings.script
-    folder.mkdir(exist_ok=True)
-    table = folder / f"{settings.study}.csv"
-    rows = rows_to_extend(table, made["settings"], COLUMNS, ["strength"]) if settings.extend else []
-    known = {identity(row) for row in rows}
-    failures, dense, courses = [], {}, {}
-    for method, point, seed, final in finished(settings, dataset, shared, failures, known):
-        if method == "dense":
-            dense[seed] = final
-        if method == "ds-pruning" and final and seed == settings.seeds[0]:
-            courses[f"{point.target:.0%}"] = course_of(settings, dataset, final)
-        new = row_of(settings, dataset, final, dense.get(seed)) if final else empty_row(settings, method, point, seed)
-        rows.append(new)
-        rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), point_of(row).order))
-        write_csv(table, COLUMNS, rows)  # first: beside the .json of other conditions it is not extended
-        write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
-    if rows:
-        ranks = folder / f"{settings.study}-summary.md"
-        write_text(ranks, comparison.markdown(comparison.comparison(rows, SPARSITY[settings.study])))
-        paths = draw(settings, dataset, rows, courses, folder)
-        print(f"\n{summary(rows)}\n\ntable: {table}\nsummary: {ranks}")
-        print("".join(f"figure: {path}\n" for path in paths), end="")
-    return exit_status(failures, rows)
+    def present(self) -> None:
+        report.present(self.settings, self.rows, self.courses(), self.table)

@@ -328,36 +328,43 @@ CLOSING = 0.1  # the share of all steps that DeadAtEnd looks at
 
 
 class DeadAtEnd(Callback):
-    """Counts the units that did not fire once in the last tenth of all steps, or in the last epoch where it is shorter.
+    """How often each unit fired in the last tenth of all steps, or in the last epoch where it is shorter.
 
     A run of few long epochs would otherwise hide what died in its last one: a unit that fired in the first step of an
     epoch is not dead in that epoch.
     """
 
     def __init__(self):
-        self.before: Tensor | None = None  # the epoch's counts when the window opened
-        self.dead: int | None = None
+        self.before: tuple[Tensor, Tensor] | None = None  # the epoch's counts when the window opened
+        self.counts: dict[str, Tensor] = {}  # those of the window: fired and pairs, int64 [U]
 
     @staticmethod
     def opens(training: Training) -> int:
         """The finished steps of the last epoch at which the window opens."""
         return training.steps_per_epoch - min(training.steps_per_epoch, max(1, int(CLOSING * training.total_steps)))
 
+    @staticmethod
+    def so_far(training: Training) -> tuple[Tensor, Tensor]:
+        return training.watch.fired_units(), training.watch.pairs_of_units()
+
     def on_epoch_start(self, training: Training):
         if training.epoch == training.epochs - 1 and self.opens(training) == 0:
-            self.before = torch.zeros_like(training.watch.fired_units())
+            self.before = tuple(torch.zeros_like(values) for values in self.so_far(training))
 
     def on_step(self, training: Training):
         if training.epoch == training.epochs - 1 and training.step == self.opens(training):
-            self.before = training.watch.fired_units()
+            self.before = self.so_far(training)
 
     def on_epoch_end(self, training: Training):
         if training.epoch == training.epochs:
-            self.dead, self.before = int((training.watch.fired_units().cpu() == self.before.cpu()).sum()), None
+            pairs = zip(self.so_far(training), self.before, strict=True)
+            fired, seen = (now.cpu() - before.cpu() for now, before in pairs)
+            self.counts, self.before = {"fired": fired, "pairs": seen}, None
 
     def state(self) -> dict:
-        return {"dead": self.dead, "before": self.before}
+        return {**self.counts, "before": self.before}
 
     def restore(self, training: Training, state: dict):
-        self.dead, before = state["dead"], state["before"]
-        self.before = None if before is None else before.to(training.device)
+        before = state.pop("before")
+        self.counts = state
+        self.before = before and (before[0].to(training.device), before[1])

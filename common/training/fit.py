@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from common import data
+from common import data, units
 from common.machine import devices, distributed, environment
 from common.models import build
 from common.tracing import find_groups
@@ -177,10 +177,18 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
     finished = run.final()
     if finished is not None:
         print(f"{run.label}: finished before, in {run.folder}")
-        return finished
+        return with_units(finished)
     with run.locked(), memory_watched():
         fitting = Fitting(settings, dataset, run, *arguments, **options)
         fitting.train()
         run.save_final(fitting.result())
     # Not what was just saved: what a caller gets is the same, on the host, whether the run was trained now or before.
-    return run.final()
+    return with_units(run.final())
+
+
+def with_units(final: dict) -> dict:
+    """What final.pt holds; the units of its rows are counted anew, as today's definitions have them."""
+    history = units.history(final["counts"])
+    for row, now, before in zip(final["rows"], history, [None, *history[:-1]], strict=True):
+        row |= units.totals(units.measures(now, before))
+    return final

@@ -33,6 +33,12 @@ class GradientClip(Callback):
         nn.utils.clip_grad_norm_(training.model.parameters(), self.largest)
 
 
+def changes(pull: float = 0.0, clip: float = 0.0) -> list[Callback]:
+    """What is done to the gradients, in this order: an L1 pull on the batch-norm scales of strength `pull`, then a norm
+    of at most `clip`; 0 for none."""
+    return [*([BatchNormPull(pull)] if pull else []), *([GradientClip(clip)] if clip else [])]
+
+
 class GradientNoise(Callback):
     """Adds N(0, deviation^2) to every element of the gradient, the same in all processes. The noise depends on seed and
     epoch only."""

@@ -93,10 +93,6 @@ class Callback:
 
     def on_epoch_end(self, training: Training): ...
 
-    def identity(self) -> dict:
-        """What tells a run with this callback from others, beside its settings: its config has it."""
-        return {}
-
     def state(self) -> dict:
         return {}
 

@@ -37,11 +37,6 @@ class Run:
         self.folder = parent / f"{label.replace(' ', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
         if distributed.differing(distributed.digest(text.encode())):
             raise UserError(f"{label}: the processes were started with different constants or images")
-        distributed.by_first(lambda: self.make_folder(text))
-
-    def make_folder(self, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.json", text + "\n")
 
     @contextmanager
     def locked(self):
@@ -55,6 +50,8 @@ class Run:
             yield
 
     def lock(self, stack: ExitStack) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.json", json.dumps(self.config, indent=1, sort_keys=True) + "\n")
         lock = FileLock(self.folder / "lock")  # the system's own: it ends with the process, however that ends
         try:
             lock.acquire(timeout=0)

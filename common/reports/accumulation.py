@@ -1,0 +1,187 @@
+"""Figures and the printed table of the accumulation study, and those that compare several scripts."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from common import units
+from common.files import read_csv, write_csv
+from common.names import condition
+from common.reports import canvas, curves, death, figures, paper
+
+
+def grouped(rows: list[dict], key) -> dict[str, list[dict]]:
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def line_name(row: dict) -> str:
+    return condition(row["learning_rate"], row["regularization"], ", λ")
+
+
+def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
+    """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
+    what = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
+    by_epoch, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
+    shares = published(settings.dataset, rows)
+    curves.epochs_figure({"": grouped(rows, line_name)}, by_epoch, what, {"": {"paper": shares}} if shares else {})
+    by_line: dict[str, list] = {}
+    for final in finals:
+        counts = units.history(final["counts"])
+        dead = [units.by_layer(epoch.dead.double(), final["counts"]["layers"]) for epoch in counts]
+        by_line.setdefault(line_name(final["config"]), []).append([list(epoch.values()) for epoch in dead])
+    names = list(finals[0]["counts"]["layers"])
+    means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}
+    curves.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
+    return [by_epoch, layers, *draw_units(settings, finals, folder, what)]
+
+
+RUN = ["learning_rate", "regularization", "seed"]
+
+
+def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what: str) -> list[Path]:
+    """Writes accumulation-fire-rates.csv and, where units died, accumulation-returns.csv and its figure, whose path it
+    returns."""
+    rates, returns = [], []
+    for final in finals:
+        run = {name: final["config"][name] for name in RUN}
+        rates += death.fire_rate_rows(run, final["counts"], final["model"])
+        returns += death.return_rows(run, final["counts"])
+    write_csv(folder / "accumulation-fire-rates.csv", list(rates[0]), rates)
+    path = folder / "accumulation-returns.png"
+    if not returns:
+        for old in (path, path.with_suffix(".csv")):
+            old.unlink(missing_ok=True)
+        return []
+    write_csv(path.with_suffix(".csv"), list(returns[0]), returns)
+    figures.returns_figure(returns, path, what, getattr(settings, "patience", None))
+    return [path]
+
+
+def shared_conditions(tables: dict[str, list[dict]]) -> dict[tuple[float, float], dict[str, list[dict]]]:
+    """(learning rate, regularization) -> label -> its rows, where at least two of the labelled tables have it."""
+    found: dict[tuple[float, float], dict[str, list[dict]]] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            found.setdefault((row["learning_rate"], row["regularization"]), {}).setdefault(name, []).append(row)
+    order = sorted(found, key=lambda key: key[::-1])
+    return {key: found[key] for key in order if len(found[key]) > 1}
+
+
+def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str]) -> list[Path]:
+    """fire-rates.png and, where units died, batch-norms.png for several scripts, where two of them were run; their
+    paths."""
+    tables = {}
+    for script, name in members.items():
+        table = settings.output_dir / script / "accumulation-fire-rates.csv"
+        tables[name] = read_csv(table) if table.exists() else []
+        if tables[name] and not set(death.UNIT) <= tables[name][0].keys():  # left by an earlier version
+            print(f"not drawn: {table} has no {', '.join(death.UNIT)}; run {script}.py again")
+            tables[name] = []
+    named = {condition(*key, ", λ"): lines for key, lines in shared_conditions(tables).items()}
+    if not named:
+        return []
+    what = f"last epoch of training on {canvas.dataset_name(settings.dataset)}"
+    drawn = [settings.output_dir / "fire-rates.png"]
+    figures.fire_rates_figure(named, drawn[0], f"How often the units fire, {what}")
+    panels = {
+        f"{name}, {key}": rows
+        for key, lines in named.items()
+        for name, rows in lines.items()
+        if any(row["fire_rate"] == 0 for row in rows)
+    }
+    path = settings.output_dir / "batch-norms.png"
+    path.unlink(missing_ok=True)  # of an earlier command
+    if panels:
+        figures.batch_norms_figure(panels, path, f"The batch-norms of units that always or never fire, {what}")
+        drawn.append(path)
+    return drawn
+
+
+def published(dataset: str, rows: list[dict]) -> list[float]:
+    """The paper's shares of dying units for what was done in these rows, in per cent, from the least up."""
+    done = {(row["activation"], row["noise_std"], row["learning_rate"]) for row in rows if not row["regularization"]}
+    found = {paper.dying_share(dataset, *one) for one in done}
+    return sorted(found - {None})
+
+
+def published_beside(dataset: str, lines: dict[str, list[dict]]) -> dict[str, list[float]]:
+    """Label -> the paper's shares, one label for lines for which it reports the same."""
+    found: dict[tuple, list[str]] = {}
+    for name, rows in lines.items():
+        found.setdefault(tuple(published(dataset, rows)), []).append(name)
+    return {
+        "paper" if len(found) == 1 else f"paper, {names[0]}": list(shares) for shares, names in found.items() if shares
+    }
+
+
+COMPARISONS = {
+    "activations": ("Three activations", {"Resnet18": "ReLU", "LeakyReLU": "Leaky ReLU", "Swish": "Swish"}),
+    "gradient-noise": ("Plain and noisy SGD", {"SGD": "SGD", "SGD_noise": "noisy SGD"}),
+}
+# What may differ between the runs of scripts that are drawn together.
+COMPARED = {"activation", "gradient_clip", "noise_std"}
+
+
+def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
+    """What a script's runs had in common and the rows it left, or None where it left none."""
+    folder = output_dir / script
+    try:
+        made = json.loads((folder / "accumulation.json").read_text(encoding="utf-8"))["settings"]
+        rows = read_csv(folder / "accumulation.csv")
+    except (OSError, ValueError, KeyError):
+        return None
+    made["network"].pop("activation")
+    return {key: value for key, value in made.items() if key not in COMPARED}, rows
+
+
+def compare(settings: SimpleNamespace) -> list[Path]:
+    """Draws this script's results together with those of its companions, where these exist and were made alike."""
+    drawn = []
+    for name, (title, members) in COMPARISONS.items():
+        if settings.script not in members:
+            continue
+        found = {script: results_of(settings.output_dir, script) for script in members}
+        own = found[settings.script][0]
+        found = {script: result for script, result in found.items() if result is not None}
+        for script in [script for script, (made, _) in found.items() if made != own]:
+            print(f"not drawn together with {script}: its results were made with other settings")
+            del found[script]
+        columns = shared_conditions({members[script]: rows for script, (_, rows) in found.items()})
+        if columns:
+            drawn.append(settings.output_dir / f"{name}.png")
+            named = {condition(*key, ", λ"): lines for key, lines in columns.items()}
+            beside = {key: published_beside(settings.dataset, lines) for key, lines in named.items()}
+            curves.epochs_figure(named, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
+        if name == "activations":
+            alike = {script: line for script, line in members.items() if script in found}
+            drawn += draw_fire_rates(settings, alike)
+    return drawn
+
+
+def summary(rows: list[dict]) -> str:
+    """The table at the end of a script: the last epoch of every run."""
+    lines = []
+    for run in grouped(rows, lambda row: f"{line_name(row)} seed {row['seed']}").values():
+        last, dying = run[-1], [row["dying_units"] for row in run if row["dying_units"] is not None]
+        lines.append(
+            [
+                f"{last['learning_rate']:g}",
+                f"{last['regularization']:g}",
+                last["seed"],
+                last["epoch"],
+                last["units"],
+                last["dead_units"],
+                last["nearly_dead_units"],
+                f"{np.mean(dying):.0f}" if dying else "-",
+                f"{100 * last['train_accuracy']:.2f}",
+                f"{100 * last['test_accuracy']:.2f}",
+                f"{sum(row['seconds'] for row in run):.0f}",
+            ]
+        )
+    header = "lr lambda seed epochs units dead nearly-dead dying/epoch train-% test-% seconds"
+    return canvas.table(header.split(), lines)
