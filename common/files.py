@@ -2,6 +2,7 @@
 
 import csv
 import os
+import zipfile
 from pathlib import Path
 from uuid import uuid4
 
@@ -66,16 +67,35 @@ def read_csv(path: Path) -> list[dict]:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
 
 
+def read_tensors(path: Path | str):
+    """What `torch.save` wrote, on the CPU: tensors and plain values only, never code. None where the file is damaged,
+    by a single bit as well, or not of that kind.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip():  # torch.load takes a flipped bit for a weight
+                    return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # a truncated or foreign file fails in many ways, most of them in many lines
+        return None
+
+
 def load(path: Path) -> dict:
-    """A file that `torch.save` wrote, as tensors and plain values only.
+    """A file of a run.
 
     Raises:
         RunFailed: when it cannot be read, is damaged or not ours.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = read_tensors(path)
     except OSError as error:
-        raise RunFailed(f"could not read {path} ({error.strerror})") from None
-    except Exception as error:  # a truncated or foreign file fails in many ways
-        reason = str(error).split("\n")[0].split(". ")[0]
-        raise RunFailed(f"{path} is damaged or not ours ({reason}); delete it to begin that run again") from None
+        raise RunFailed(f"could not read {path} ({error.strerror or error})") from None
+    if not isinstance(found, dict):
+        raise RunFailed(f"{path} is damaged or not ours; delete it to begin that run again")
+    return found

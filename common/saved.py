@@ -7,7 +7,6 @@ The file says which network was built and holds the tensors that are left of it:
 pruned.
 """
 
-import zipfile
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.cutting import TENSORS, GroupError, shrink_to
 from common.errors import UserError
+from common.files import read_tensors
 from common.models import build
 from common.training.runs import FORMAT
 
@@ -34,13 +34,9 @@ def load_network(path: Path | str) -> nn.Module:
 def read(path: Path | str) -> dict:
     """The content of a final.pt, tensors and plain values only; raises as `load_network` does, except for shapes."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load takes a flipped bit for a weight
-        final = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+        final = read_tensors(path)
     except OSError as error:
         raise UserError(f"could not read {path} ({error.strerror or error})") from None
-    except Exception:  # a truncated or foreign file fails in many ways, most of them in many lines
-        final = None
     if not isinstance(final, dict) or not all(isinstance(final.get(part), dict) for part in PARTS):
         raise UserError(f"{path} is damaged or not the final.pt of a run")
     if final["config"].get("format") != FORMAT:

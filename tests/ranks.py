@@ -19,7 +19,7 @@ from common.errors import UserError  # noqa: E402
 from common.groups import Groups  # noqa: E402
 from common.machine import distributed, environment, process  # noqa: E402
 from common.pruning.sparse import Masked  # noqa: E402
-from common.training import callbacks  # noqa: E402
+from common.training import checkpoints  # noqa: E402
 from tests.conftest import script_module  # noqa: E402
 
 RANK = environment.rank()
@@ -72,14 +72,14 @@ def other_flags(patch):
 
 
 def stops_after_step_3(patch):
-    honest = callbacks.Checkpoints.on_step
+    honest = checkpoints.Checkpoints.on_step
 
     def on_step(self, run):
         honest(self, run)
         if run.step == 3:
             raise KeyboardInterrupt
 
-    patch.setattr(callbacks.Checkpoints, "on_step", on_step)
+    patch.setattr(checkpoints.Checkpoints, "on_step", on_step)
 
 
 SPOILS = (cuts_one_fewer, masks_one_other, cannot_read, cannot_write, other_flags, stops_after_step_3)

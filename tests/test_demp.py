@@ -14,7 +14,7 @@ from common.pruning.task import Task
 from common.reports.comparison import comparison, markdown
 from common.saved import load_network
 from common.tracing import find_groups
-from common.training import callbacks
+from common.training import checkpoints
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 FLAGS = "--study neuron-sparsity --hold-out 900 --pruning-learning-rate 0.1 --methods demp"
@@ -152,7 +152,7 @@ def test_a_run_of_demp_is_the_same_in_all_studies_and_extends_a_table(call, tmp_
 def test_an_interrupted_run_ends_as_if_untouched(call, tmp_path, monkeypatch):
     flags = f"{FLAGS} --epochs 4 --demp-strengths 0.3"
     assert call("Resnet18", flags, run_dir=tmp_path / "whole")[0] == 0
-    honest = callbacks.Checkpoints.on_epoch_end
+    honest = checkpoints.Checkpoints.on_epoch_end
 
     def stop(self, run):
         honest(self, run)
@@ -160,7 +160,7 @@ def test_an_interrupted_run_ends_as_if_untouched(call, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks.Checkpoints, "on_epoch_end", stop)
+        patch.setattr(checkpoints.Checkpoints, "on_epoch_end", stop)
         assert call("Resnet18", flags, run_dir=tmp_path / "pieces")[0] == 130
     assert call("Resnet18", flags, run_dir=tmp_path / "pieces")[0] == 0
     whole, pieces = (files.load(*(tmp_path / name).rglob("final.pt")) for name in ("whole", "pieces"))

@@ -13,7 +13,7 @@ from common.pruning import METHODS, scores
 from common.pruning.task import Task
 from common.saved import load_network
 from common.tracing import find_groups
-from common.training import callbacks
+from common.training import checkpoints
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 
@@ -287,14 +287,14 @@ def test_every_structured_method_ends_at_its_target_on_the_network_that_is_saved
 
 def interrupted_after(epoch, monkeypatch):
     """Stops a run as Ctrl-C does, when that epoch's checkpoint is on the disk."""
-    whole = callbacks.Checkpoints.on_epoch_end
+    whole = checkpoints.Checkpoints.on_epoch_end
 
     def stop(self, run):
         whole(self, run)
         if run.epoch == epoch:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(callbacks.Checkpoints, "on_epoch_end", stop)
+    monkeypatch.setattr(checkpoints.Checkpoints, "on_epoch_end", stop)
 
 
 @pytest.mark.parametrize("epoch", [1, 2])  # before and after the network is cut

@@ -5,7 +5,7 @@ study imports this module before it trains.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +56,18 @@ def save(figure, path: Path) -> None:
 
 def dataset_name(dataset: str) -> str:
     return {"cifar10": "CIFAR-10", "digits": "8x8 digits"}.get(dataset, Path(dataset).name)
+
+
+def over(pairs: Iterable[tuple[float, float | None]]) -> Series:
+    """(key, value) of every run to keys in order, and mean and standard deviation (n - 1; 0 for one) of the values that
+    are not None."""
+    found = defaultdict(list)
+    for key, value in pairs:
+        if value is not None:
+            found[key].append(value)
+    keys = sorted(found)
+    spreads = [np.std(found[key], ddof=1) if len(found[key]) > 1 else 0.0 for key in keys]
+    return np.array(keys), np.array([np.mean(found[key]) for key in keys]), np.array(spreads)
 
 
 def table(header: list[str], rows: list[list]) -> str:

@@ -6,6 +6,7 @@ from itertools import product
 import numpy as np
 
 from common.pruning import label
+from common.reports import tables
 
 COLUMNS = ["target", "method", "seeds", "mean", "deviation", "rank", "difference", "low", "high", "p", "verdict"]
 COLUMNS += ["sparsity"]  # what a method without targets really reached; None for the others
@@ -138,11 +139,8 @@ def markdown(table: list[dict]) -> str:
     def points(value: float | None, sign: str = "") -> str:
         return "-" if value is None else f"{100 * value:{sign}.2f}"
 
-    lines = [
-        "| target (%) | rank | method | test accuracy (%) | seeds | against DS-Pruning (points) | 95 % interval | p | "
-        "DS-Pruning is |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    header = ["target (%)", "rank", "method", "test accuracy (%)", "seeds", "against DS-Pruning (points)"]
+    header, lines = [*header, "95 % interval", "p", "DS-Pruning is"], []
     for row in table:
         spread = "" if row["deviation"] is None else f" ± {points(row['deviation'])}"
         interval = "-" if row["low"] is None else f"{points(row['low'], '+')} to {points(row['high'], '+')}"
@@ -151,10 +149,10 @@ def markdown(table: list[dict]) -> str:
         cells = [f"{100 * row['target']:g}", row["rank"], name]
         cells += [f"{points(row['mean'])}{spread}", row["seeds"], points(row["difference"], "+"), interval]
         cells += ["-" if row["p"] is None else f"{row['p']:.2g}", row["verdict"] or "-"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append(cells)
     claims = []
     for target in dict.fromkeys(row["target"] for row in table):
         these = [row for row in table if row["target"] == target]
         if OURS in {row["method"] for row in these} and len(these) > 1:
             claims.append(f"- At {100 * target:g} %, DS-Pruning is ahead of every method: **{claim(these)}**.")
-    return "\n".join(lines) + "\n\n" + "".join(f"{line}\n" for line in claims) + RULE
+    return tables.markdown(header, lines) + "\n" + "".join(f"{line}\n" for line in claims) + RULE

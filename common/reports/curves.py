@@ -1,23 +1,15 @@
 """Figures by epoch: dying units, dead units and accuracy; dead units by layer."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from common.reports.canvas import COLOURS, LINES, QUIET, STYLE, Rows, Series, canvas, label_ends, mean_of, save
+from common.reports.canvas import COLOURS, LINES, QUIET, STYLE, Rows, Series, canvas, label_ends, mean_of, over, save
 
 
-def over_seeds(rows: Rows, value) -> Series:
-    """Epochs, and mean and standard deviation over seeds of `value(row)`, leaving out epochs where it is None."""
-    found = defaultdict(list)
-    for row in rows:
-        if value(row) is not None:
-            found[row["epoch"]].append(value(row))
-    epochs = np.array(sorted(found))
-    mean = np.array([np.mean(found[epoch]) for epoch in epochs])
-    spread = np.array([np.std(found[epoch], ddof=1) if len(found[epoch]) > 1 else 0.0 for epoch in epochs])
-    return epochs, mean, spread
+def by_epoch(rows: Rows, value) -> Series:
+    """Epochs, and mean and standard deviation over seeds of `value(row)`."""
+    return over((row["epoch"], value(row)) for row in rows)
 
 
 def per_cent_of_units(name: str):
@@ -47,7 +39,7 @@ PANELS = (
 def limits(panel: int, groups: list[Rows], references: list[float]) -> tuple[float, float]:
     """The range of one quantity over all lines and references that are drawn of it."""
     value = PANELS[panel][1]
-    series = [over_seeds(rows, value) for rows in groups]
+    series = [by_epoch(rows, value) for rows in groups]
     values = [v for _, mean, spread in series for v in (*(mean - spread), *(mean + spread))]
     values += [45, 55, *references] if panel == 0 else [0, 1] if panel == 1 else []
     margin = 0.06 * max(max(values) - min(values), 1)
@@ -58,7 +50,7 @@ def draw_panel(axes, panel: int, groups: dict[str, Rows], span: tuple[float, flo
     """One quantity by epoch: a line a group, its label at the end; for dying units the coin toss and the paper's."""
     name, value = PANELS[panel]
     last = max(row["epoch"] for rows in groups.values() for row in rows)
-    lines = {label: over_seeds(rows, value) for label, rows in groups.items()}
+    lines = {label: by_epoch(rows, value) for label, rows in groups.items()}
     draw_lines(axes, lines, last)
     axes.set(xlabel="Epoch", title=name, ylim=span)
     ends = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.names import Sweep
-from common.reports.canvas import COLOURS, LINES, QUIET, Rows, canvas, label_ends, save, seeds_of
+from common.reports.canvas import COLOURS, LINES, QUIET, Rows, canvas, label_ends, over, save, seeds_of
 
 FOOTINGS = {"epochs": "equal epochs", "steps": "equal steps"}
 DEAD_TIME = "Dead unit-epochs (% of all)"
@@ -37,17 +37,6 @@ def places(swept: Sweep, values: list[float]) -> dict[float, float]:
     return {value: float(scale(value)) if value > 0 else zero for value in values}
 
 
-def over_runs(rows: Rows, swept: str, value) -> tuple[list[float], np.ndarray, np.ndarray]:
-    """Swept values in order, mean and standard deviation (0 for one run) of `value(row)`, leaving out None."""
-    found = defaultdict(list)
-    for row in rows:
-        if value(row) is not None:
-            found[row[swept]].append(value(row))
-    values = sorted(found)
-    means = np.array([np.mean(found[v]) for v in values])
-    return values, means, np.array([np.std(found[v], ddof=1) if len(found[v]) > 1 else 0.0 for v in values])
-
-
 def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float], panel: int, published: dict) -> list:
     """One quantity against what is swept: a line a group; returns the labels of their ends."""
     from matplotlib.ticker import NullLocator
@@ -56,8 +45,8 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float
     last = max(at.values())
     ends, largest = [], 0.0
     for index, (label, rows) in enumerate(lines.items()):
-        values, means, spreads = over_runs(rows, swept.column, value)
-        if not values:
+        values, means, spreads = over((row[swept.column], value(row)) for row in rows)
+        if not len(values):
             continue
         colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
         x = [at[v] for v in values]

@@ -9,7 +9,7 @@ import numpy as np
 from common import folders
 from common.pruning import label
 from common.pruning.task import point_of
-from common.reports import canvas, paper, tradeoff
+from common.reports import canvas, paper, tables, tradeoff
 from common.reports.sparsity import summary
 
 
@@ -64,8 +64,7 @@ def markdown(rows: list[dict]) -> str:
     groups = defaultdict(list)
     for row in rows:
         groups[row["method"], point_of(row)].append(row)
-    titles = ["Method", "Target (%)", *(title for title, *_ in CELLS)]
-    lines = [titles, ["---"] * len(titles)]
+    lines = []
     for (method, point), group in groups.items():
         reached = [row for row in group if row["test_accuracy"] is not None]
         published = paper.IMAGENET.get((method, point.target), (None,) * 6)
@@ -73,7 +72,7 @@ def markdown(rows: list[dict]) -> str:
         values = [cell(shape, [ours(row) for row in reached], theirs(published)) for _, shape, ours, theirs in CELLS]
         at = str(point) if point.strength else f"{100 * point.target:g}" if point.target else "-"
         lines.append([name, at, *values])
-    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = tables.markdown(["Method", "Target (%)", *(title for title, *_ in CELLS)], lines)
     seeds, epochs = len({row["seed"] for row in rows}), {row["epochs"] for row in rows} - {None}
     spread = "one seed" if seeds == 1 else f"mean ± standard deviation of {seeds} seeds"
     return (

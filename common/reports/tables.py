@@ -8,6 +8,12 @@ from common.errors import UserError
 from common.files import read_csv
 
 
+def markdown(header: list[str], rows: list[list]) -> str:
+    """A Markdown table; every cell as `str` gives it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
     """The rows of an earlier command's table; none where there is no table.
 

@@ -6,19 +6,39 @@ from pathlib import Path
 import numpy as np
 
 from common.pruning import label
-from common.reports.canvas import COLOURS, LINES, QUIET, Rows, Series, canvas, label_points, save, seeds_of
+from common.reports.canvas import COLOURS, LINES, QUIET, Rows, Series, canvas, label_points, over, save, seeds_of
 
 
 def over_targets(rows: Rows, x) -> Series:
     """Mean of `x(row)`, and mean and standard deviation of the accuracy in per cent, for every target in order; for
     every strength, of a method without targets."""
-    found = defaultdict(list)
-    for row in rows:
-        at = row["strength"] if row["target"] is None else row["target"]
-        found[at].append((x(row), 100 * row["test_accuracy"]))
-    points = [np.array(found[target]) for target in sorted(found)]
-    spreads = [p[:, 1].std(ddof=1) if len(p) > 1 else 0.0 for p in points]
-    return np.array([p[:, 0].mean() for p in points]), np.array([p[:, 1].mean() for p in points]), np.array(spreads)
+    at = [row["strength"] if row["target"] is None else row["target"] for row in rows]
+    _, places, _ = over(zip(at, map(x, rows), strict=True))
+    return places, *over(zip(at, [100 * row["test_accuracy"] for row in rows], strict=True))[1:]
+
+
+def draw_method(axes, method: str, rows: Rows, x, index: int) -> tuple:
+    """The line of a method; returns its right end: place, height, label, colour."""
+    places, means, spreads = over_targets(rows, x)
+    style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+    axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **style)
+    return places.max(), means[places.argmax()], label(method), style["color"]
+
+
+def draw_dense(axes, accuracies: np.ndarray) -> None:
+    axes.axhline(accuracies.mean(), color="black", linewidth=0.9)
+    if len(accuracies) > 1:
+        low, high = (accuracies.mean() + sign * accuracies.std(ddof=1) for sign in (-1, 1))
+        axes.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
+
+
+def logarithmic(axes) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def tradeoff_figure(
@@ -41,34 +61,20 @@ def tradeoff_figure(
     dense = np.array([100 * row["test_accuracy"] for row in groups.pop("dense", [])])
     targets = {row["target"] for row in rows}
     with canvas(1, 1, (6.4, 4.0)) as (figure, ((axes,),)):
-        ends = []  # (place, height, label, colour) of every line's right end
         ours_first = sorted(groups.items(), key=lambda item: item[0] != "ds-pruning")  # dark and solid
-        for index, (method, group) in enumerate(ours_first):
-            places, means, spreads = over_targets(group, x)
-            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
-            axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **style)
-            ends.append((places.max(), means[places.argmax()], label(method), style["color"]))
+        ends = [draw_method(axes, method, group, x, index) for index, (method, group) in enumerate(ours_first)]
         for method, line in published.items():
             shown = {100 * target: accuracy for target, accuracy in line.items() if target in targets}
             if len(shown) > 1:
                 axes.plot(shown.keys(), shown.values(), color=QUIET, linewidth=0.8, linestyle=":")
                 ends.append((max(shown), shown[max(shown)], f"paper, {label(method)}", QUIET))
-        if len(dense):
-            axes.axhline(dense.mean(), color="black", linewidth=0.9)
-            if len(dense) > 1:
-                band = dense.std(ddof=1)
-                axes.axhspan(dense.mean() - band, dense.mean() + band, color="black", alpha=0.08, linewidth=0)
         right = max((place for place, *_ in ends), default=axes.get_xlim()[1])
         if len(dense):
+            draw_dense(axes, dense)
             ends.append((right, dense.mean(), "dense", "black"))
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         if wide:
-            from matplotlib.ticker import LogLocator, NullLocator
-
-            axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_locator(NullLocator())
+            logarithmic(axes)
         axes.set_xlim(right=right)
         label_points(axes, ends)
         figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)

@@ -4,9 +4,10 @@ from collections import defaultdict
 
 import numpy as np
 
+from common.reports import tables
+
 LEAST = 3  # values of the swept constant that a trend takes
 NOTE = """
-
 Rank correlation: Spearman's, the mean over seeds. p: Page's test, two-sided. -: cannot be told, for one seed, fewer
 than three values, or nothing that varies.
 """
@@ -60,13 +61,12 @@ def markdown(table: list[dict], groups: list[str]) -> str:
     def cell(value: float | None, form: str) -> str:
         return "-" if value is None else format(value, form)
 
-    header = [*groups, "quantity", "seeds", "rank correlation", "95 % interval", "p"]
-    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
+    header, lines = [*groups, "quantity", "seeds", "rank correlation", "95 % interval", "p"], []
     for row in table:
         interval = "-" if row["p"] is None else "all seeds alike"
         if row["low"] is not None:
             interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
         cells = [*(str(row[name]) for name in groups), row["quantity"], str(row["seeds"])]
         cells += [cell(row["correlation"], "+.2f"), interval, cell(row["p"], ".2g")]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + NOTE
+        lines.append(cells)
+    return tables.markdown(header, lines) + NOTE

@@ -14,7 +14,8 @@ from common import data, units
 from common.machine import devices, distributed, environment
 from common.models import build
 from common.tracing import find_groups
-from common.training.callbacks import Checkpoints, Evaluation, Meters, SameDecisions, UnitCounts
+from common.training.callbacks import Evaluation, Meters, UnitCounts
+from common.training.checkpoints import Checkpoints, SameDecisions
 from common.training.loop import Callback, Training, memory_watched, sgd, train
 from common.training.runs import Run
 

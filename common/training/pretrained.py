@@ -5,7 +5,6 @@ IMAGENET1K_V1 (76.13 % top-1), which the paper's dense 74.98 % is near; V2's 80.
 
 import socket
 import sys
-import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
 from common.errors import UserError
+from common.files import read_tensors
 from common.models import ResNet, resnet50
 
 URL = ResNet50_Weights.IMAGENET1K_V1.url
@@ -65,18 +65,11 @@ def download(path: Path) -> None:
 
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors in `path`. A file that was there already has met no check of its hash."""
-    damaged, weights = None, None
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()  # torch.load takes a flipped bit for a weight
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path)
     except OSError as error:
         raise UserError(f"PRETRAINED: could not read {path} ({error.strerror or error})") from None
-    except Exception:  # a truncated or foreign file fails in many ways, most of them in many lines
-        pass
-    good = isinstance(weights, dict) and all(isinstance(tensor, Tensor) for tensor in weights.values())
-    if damaged or not good:
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise UserError(
             f"PRETRAINED: {path} is damaged; delete it to have it downloaded again, set TORCH_HOME to a folder with a "
             "whole one, or train --no-pretrained"
