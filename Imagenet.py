@@ -35,6 +35,7 @@ SETTLE = 0.75  # share of training after which it is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 LEARNING_RATES = [0.01]  # of the accumulation study, one run each
 GRADIENT_CLIP = 0.0  # largest gradient norm in the accumulation study; 0: no clipping
+NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element in the accumulation study
 REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
 SEEDS = [0]  # one run each; they set initial weights, order and augmentation
 
@@ -79,7 +80,8 @@ def main() -> int:
         return study.save()  # tables and figure: accuracy against the share of weights removed
     study = Accumulation(constants, dataset, "resnet50")
     for run in study.plan():  # a regularization, a learning rate and a seed
-        study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip))
+        noise = {"noise": constants.noise_std, "seed": run.seed, "device": constants.device}
+        study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip, **noise))
     return study.save()  # table and figures: dead and dying units by epoch and layer
 
 

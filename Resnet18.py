@@ -53,6 +53,7 @@ SCHEDULE = None  # constant or one-cycle
 MOMENTUM = 0.9  # of SGD
 WEIGHT_DECAY = None  # of SGD, on all parameters
 GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping; not in the sparsity studies
+NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element; not in the sparsity studies
 AUGMENTATION = None  # any of crop, flip, cutout
 
 # Where, and on what
@@ -94,7 +95,8 @@ def main() -> int:
         return study.save()  # table and figures: accuracy against what was removed
     study = (Sweep if constants.study in names.SWEEPS else Accumulation)(constants, dataset)
     for run in study.plan():  # a regularization, a learning rate and a seed; in a sweep, a value of what is swept
-        study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip))
+        noise = {"noise": constants.noise_std, "seed": run.seed, "device": constants.device}
+        study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip, **noise))
     return study.save()  # tables and figures: dead and dying units by epoch and layer, or by what is swept
 
 

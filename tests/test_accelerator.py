@@ -16,7 +16,7 @@ from common.machine import devices
 from common.models import build
 from common.pruning.ds_pruning import Constants, DSPruning
 from common.pruning.task import Task
-from common.studies import sparsity
+from common.studies import sparsity, study
 from common.training import callbacks, fit, loop, runs
 from common.units import UnitWatch
 from tests.pretend import counting
@@ -119,7 +119,7 @@ def test_a_study_on_the_device_has_every_method():
 
 @pytest.fixture
 def train(accelerator, tmp_path, monkeypatch):
-    """train(method, folder) -> what `sparsity.train_one` returns, and settings and dataset."""
+    """train(method, folder) -> what `sparsity.train` returns, and settings and dataset."""
     import Resnet18
 
     def run(method: str, folder: str = "state", target: float = 0.6, flags: str = "", device: str = accelerator):
@@ -127,12 +127,10 @@ def train(accelerator, tmp_path, monkeypatch):
         flags += ["--run-dir", str(tmp_path / folder), "--output-dir", str(tmp_path / "out")]
         constants = settings.read(vars(Resnet18), Resnet18.STUDIES, flags)
         dataset = data.load(constants)
-        from common.studies import accumulation
-
-        shared = accumulation.common_config(constants, dataset, "resnet18")
+        shared = study.conditions(constants, dataset, "resnet18")
         own = method == "dense" or not pruning.METHODS[method].targeted
         point = sparsity.points(constants, method)[0] if own else sparsity.Point(target)
-        final = sparsity.train_one(constants, dataset, shared, method, point, 0)
+        final = sparsity.train(constants, dataset, shared, sparsity.Trial(method, point, 0))
         return final, constants, dataset
 
     return run

@@ -11,11 +11,12 @@ from PIL import Image
 from common import files, names
 from common.files import read_csv
 from common.reports import canvas, figures, paper
-from common.studies import accumulation, sweeps
+from common.studies import study, sweeps
 from common.training import fit, runs
 from tests.test_settings import assert_refused, script_module
 
-FEW = "--width 4 --epochs 2 --batch-size 128"  # seconds for a run's training on one core
+SHORT = "--width 4 --epochs 2"
+FEW = f"{SHORT} --batch-size 128"  # seconds for a run's training on one core
 PRESSURE = "--regularization 0.4 --learning-rates 0.1 --gradient-clip 0"  # kills units of the digits
 DOCUMENTED = {
     "seed",
@@ -44,11 +45,12 @@ def untimed(rows: list[dict]) -> list[dict]:
 )
 def test_a_sweep_leaves_a_row_a_run_a_figure_and_what_it_was_made_of(call, tmp_path, study, swept, values):
     more = "" if study == "regularization" else "--regularization 0"
-    status, output, error = call("Resnet18", f"--study {study} {FEW} {swept} {' '.join(map(str, values))} {more}")
+    flags = SHORT if study == "batch-size" else FEW
+    status, output, error = call("Resnet18", f"--study {study} {flags} {swept} {' '.join(map(str, values))} {more}")
     assert (status, error) == (0, "")
     folder = tmp_path / "out" / "Resnet18"
     rows = read_csv(folder / f"{study}.csv")
-    column = names.SWEEPS[study]
+    column = names.SWEEPS[study].column
     assert list(rows[0]) == sweeps.COLUMNS
     assert {*DOCUMENTED, column} <= set(sweeps.COLUMNS)
     assert [row[column] for row in rows if row["footing"] == "epochs"] == values
@@ -87,7 +89,7 @@ def test_the_study_settles_what_the_script_leaves_open_and_a_flag_wins(
 
 
 def test_batch_sizes_are_compared_at_equal_epochs_and_at_equal_steps(call, tmp_path):
-    call("Resnet18", f"--study batch-size {FEW} --batch-sizes 128 256 512 --regularization 0")
+    call("Resnet18", f"--study batch-size {SHORT} --batch-sizes 128 256 512 --regularization 0")
     rows = {(row["footing"], row["batch_size"]): row for row in read_csv(tmp_path / "out/Resnet18/batch-size.csv")}
     assert [rows["epochs", size]["epochs"] for size in (128, 256, 512)] == [2, 2, 2]
     assert [rows["epochs", size]["steps"] for size in (128, 256, 512)] == [24, 12, 6]
@@ -169,7 +171,7 @@ def test_a_run_too_large_for_memory_is_listed_and_the_others_are_drawn(call, tmp
         honest(state, batches, callbacks)
 
     monkeypatch.setattr(fit, "train", too_large)
-    status, output, error = call("Resnet18", f"--study batch-size {FEW} --batch-sizes 32 64 --regularization 0")
+    status, output, error = call("Resnet18", f"--study batch-size {SHORT} --batch-sizes 32 64 --regularization 0")
     assert status == 2
     assert "not finished: batch-size 64 at equal epochs, lr 0.05 seed 0: out of memory" in error
     assert f"({reason}); lower BATCH_SIZE" in error
@@ -179,15 +181,15 @@ def test_a_run_too_large_for_memory_is_listed_and_the_others_are_drawn(call, tmp
 
 
 def test_a_run_that_another_process_trains_is_listed_and_the_others_are_made(call, tmp_path, monkeypatch):
-    honest = sweeps.train_one
+    honest = sweeps.train
 
-    def busy(settings, dataset, shared, point):
-        if point["learning_rate"] != 0.05:
-            return honest(settings, dataset, shared, point)
+    def busy(settings, dataset, shared, trial, changes):
+        if trial.learning_rate != 0.05:
+            return honest(settings, dataset, shared, trial, changes)
         with runs.Run(tmp_path, "lr 0.05", {}).locked(), runs.Run(tmp_path, "lr 0.05", {}).locked():
             raise AssertionError
 
-    monkeypatch.setattr(sweeps, "train_one", busy)
+    monkeypatch.setattr(sweeps, "train", busy)
     status, _, error = call("Resnet18", f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0")
     assert status == 2
     assert "not finished: learning-rate 0.05" in error
@@ -270,7 +272,7 @@ def test_a_sweep_made_under_other_conditions_is_not_extended(call, tmp_path):
 
 
 def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monkeypatch):
-    honest, trained = accumulation.fit, []
+    honest, trained = study.fit, []
 
     def interrupted(*arguments):
         trained.append(arguments)
@@ -278,7 +280,7 @@ def test_a_sweep_that_is_interrupted_leaves_the_rows_it_has(call, tmp_path, monk
             raise KeyboardInterrupt
         return honest(*arguments)
 
-    monkeypatch.setattr(accumulation, "fit", interrupted)
+    monkeypatch.setattr(study, "fit", interrupted)
     flags = f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0"
     assert call("Resnet18", flags)[0] == 130
     assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05]

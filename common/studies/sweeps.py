@@ -1,7 +1,6 @@
 """The sweeps: how many units die as the batch size, the learning rate or the regularization changes."""
 
 import json
-from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +71,23 @@ def epochs_of(settings: SimpleNamespace, footing: str, batch_size: int) -> int:
     return settings.epochs if footing == "epochs" else round(epochs * batch_size / smallest)
 
 
+def plan(settings: SimpleNamespace) -> list[SweptTrial]:
+    """Every run; a seed is complete before the next begins."""
+    sweep = names.SWEEPS[settings.study]
+    swept, column = getattr(settings, sweep.constant), sweep.column
+    strengths = swept if column == "regularization" else settings.regularization
+    footings = ["epochs", "steps"] if column == "batch_size" else ["epochs"]
+    values = swept if column not in ("regularization", "learning_rate") else [None]
+    found = []
+    for seed, footing, strength, rate, value in product(
+        settings.seeds, footings, strengths, settings.learning_rates, values
+    ):
+        epochs = epochs_of(settings, footing, value) if column == "batch_size" else settings.epochs
+        changed = {} if value is None else {column: value}
+        found.append(SweptTrial(Trial(rate, strength, seed), footing, epochs, changed))
+    return found
+
+
 class Tables:
     """<study>.csv and beside it <study>-layers.csv and <study>-returns.csv, written anew after every run.
 
@@ -137,19 +153,8 @@ class Sweep(Study):
             own = {"equal_steps": dict(zip(("batch_size", "epochs"), equal_steps(self.settings), strict=True))}
         return json.loads(json.dumps({**self.shared, **own}))
 
-    def plan(self) -> Iterator[SweptTrial]:
-        """A seed is complete before the next begins."""
-        settings, column = self.settings, self.sweep.column
-        swept = getattr(settings, self.sweep.constant)
-        strengths = swept if column == "regularization" else settings.regularization
-        footings = ["epochs", "steps"] if column == "batch_size" else ["epochs"]
-        values = swept if column not in ("regularization", "learning_rate") else [None]
-        for seed, footing, strength, rate, value in product(
-            settings.seeds, footings, strengths, settings.learning_rates, values
-        ):
-            epochs = epochs_of(settings, footing, value) if column == "batch_size" else settings.epochs
-            changed = {} if value is None else {column: value}
-            yield SweptTrial(Trial(rate, strength, seed), footing, epochs, changed)
+    def plan(self) -> list[SweptTrial]:
+        return plan(self.settings)
 
     def cells(self, run: SweptTrial) -> dict:
         """What a row of the table tells its run by."""

@@ -33,12 +33,6 @@ class GradientClip(Callback):
         nn.utils.clip_grad_norm_(training.model.parameters(), self.largest)
 
 
-def changes(pull: float = 0.0, clip: float = 0.0) -> list[Callback]:
-    """What is done to the gradients, in this order: an L1 pull on the batch-norm scales of strength `pull`, then a norm
-    of at most `clip`; 0 for none."""
-    return [*([BatchNormPull(pull)] if pull else []), *([GradientClip(clip)] if clip else [])]
-
-
 class GradientNoise(Callback):
     """Adds N(0, deviation^2) to every element of the gradient, the same in all processes. The noise depends on seed and
     epoch only."""
@@ -63,3 +57,15 @@ class GradientNoise(Callback):
     def restore(self, training: Training, state: dict):
         if state:  # a checkpoint of an earlier version has none
             self.generator.set_state(state["generator"].cpu())
+
+
+def changes(
+    pull: float = 0.0, clip: float = 0.0, noise: float = 0.0, seed: int = 0, device: torch.device | None = None
+) -> list[Callback]:
+    """What is done to the gradients, in this order: an L1 pull on the batch-norm scales of strength `pull`, a norm of at
+    most `clip`, and noise of that standard deviation; 0 for none of it."""
+    return [
+        *([BatchNormPull(pull)] if pull else []),
+        *([GradientClip(clip)] if clip else []),
+        *([GradientNoise(noise, seed, device)] if noise else []),
+    ]
