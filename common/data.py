@@ -20,7 +20,6 @@ import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.images import read_image
@@ -193,6 +192,8 @@ def fit_in_memory(count: int, size: int) -> None:
 
 def read_images(split, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
     """All images of a torchvision ImageFolder: uint8 [N, size, size, 3]."""
+    from tqdm import tqdm  # here, so that a notebook that has its images already needs none
+
     images = np.empty((len(split), size, size, 3), np.uint8)
     paths = [path for path, _ in split.samples]
     arrays = tqdm(pool.map(lambda path: read_image(path, size), paths), split.root, len(paths), disable=None)

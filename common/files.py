@@ -11,6 +11,7 @@ import torch
 from common.errors import RunFailed, UserError
 
 UNFINISHED = ".new"  # ending of a file that is being written
+FORMAT = 1  # of the files of a run; raised when the same constants come to mean another training
 
 
 def write(path: Path, save) -> None:

@@ -15,9 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.cutting import TENSORS, GroupError, shrink_to
 from common.errors import UserError
-from common.files import read_tensors
+from common.files import FORMAT, read_tensors
 from common.models import build
-from common.training.runs import FORMAT
 
 PARTS = ("config", "network", "model")  # of a final.pt, each a dict
 

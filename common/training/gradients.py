@@ -62,8 +62,8 @@ class GradientNoise(Callback):
 def changes(
     pull: float = 0.0, clip: float = 0.0, noise: float = 0.0, seed: int = 0, device: torch.device | None = None
 ) -> list[Callback]:
-    """What is done to the gradients, in this order: an L1 pull on the batch-norm scales of strength `pull`, a norm of at
-    most `clip`, and noise of that standard deviation; 0 for none of it."""
+    """What is done to the gradients, in this order: an L1 pull on the batch-norm scales of strength `pull`, a norm of
+    at most `clip`, and noise of that standard deviation; 0 for none of it."""
     return [
         *([BatchNormPull(pull)] if pull else []),
         *([GradientClip(clip)] if clip else []),

@@ -10,10 +10,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.errors import RunFailed, UserError
-from common.files import UNFINISHED, load, write, write_csv, write_text
+from common.files import FORMAT, UNFINISHED, load, write, write_csv, write_text
 from common.machine import distributed
-
-FORMAT = 1  # raised when the same constants come to mean another training
 
 
 class Busy(RunFailed):
