@@ -27,6 +27,7 @@ from common import settings
 from common.errors import UserError
 from common.machine import process
 from common.pruning import METHODS
+from common.settings import identity
 
 ROOT = Path(__file__).parent.parent
 SPEED = "benchmarks/training_speed.py"
@@ -56,7 +57,9 @@ class Hour:
 
     def script(self, path: str, log: str, *flags: str, threads: int = 0) -> Command:
         """The command that runs a script with these flags, and with those after -- that it has."""
-        words = [*self.python, str(ROOT / path), "--device", self.device, *flags, *for_script(path, self.options.rest)]
+        study = flags[flags.index("--study") + 1] if "--study" in flags else "accumulation"
+        rest = for_script(path, self.options.rest, study)
+        words = [*self.python, str(ROOT / path), "--device", self.device, *flags, *rest]
         return Command(tuple(words), self.folder / f"{log}.log", threads)
 
     def places(self, output: Path) -> list[str]:
@@ -79,15 +82,16 @@ def groups_of(flags: list[str]) -> Iterator[list[str]]:
         yield group
 
 
-def flags_of(path: str) -> set[str]:
-    """The flags that a script has, or that the benchmark may be given."""
+def flags_of(path: str, study: str) -> set[str]:
+    """The flags that a script's study reads, or that the benchmark may be given."""
     if path == SPEED:
         return SPEED_FLAGS
-    return {"--" + name.lower().replace("_", "-") for name in settings.constants_of(ROOT / path)}
+    names = [name.lower() for name in settings.constants_of(ROOT / path)]
+    return {"--" + name.replace("_", "-") for name in names if identity.is_read(name, study)}
 
 
-def for_script(path: str, flags: list[str]) -> list[str]:
-    known = flags_of(path)
+def for_script(path: str, flags: list[str], study: str = "accumulation") -> list[str]:
+    known = flags_of(path, study)
     return [word for group in groups_of(flags) if {group[0], group[0].replace("--no-", "--")} & known for word in group]
 
 
@@ -158,7 +162,7 @@ def study(hour: Hour, name: str, deadline: float) -> str:
     its own, then one command that finds them finished and makes the table and the figures of what is complete."""
     jobs = trainings_at_a_time(hour, deadline)
     fixed = ["--study", name, "--protocol", "gpu", "--sparsities", *TARGETS[name]]
-    asked = given("Resnet18.py", [*fixed, *for_script("Resnet18.py", hour.options.rest)])
+    asked = given("Resnet18.py", [*fixed, *for_script("Resnet18.py", hour.options.rest, name)])
     others = [method for method in asked["methods"] if method != "dense" and METHODS[method].targeted]
     targets = [f"{target:g}" for target in asked["sparsities"]] if others else []
     strengths = [f"{strength:g}" for strength in asked["demp_strengths"]] if "demp" in asked["methods"] else []
@@ -305,10 +309,12 @@ def parsed(arguments: list[str]) -> argparse.Namespace:
     options.rest = rest
     paths = [f"{name}.py" for name in STUDIES]
     for group in groups_of(rest):
-        if not any(for_script(path, group) for path in [*paths, SPEED]):
+        if not any(for_script(path, group, study) for path in [*paths, SPEED] for study in ("accumulation", *TARGETS)):
             raise UserError(f"{group[0]}: no script has that flag")
     for path in paths:
         given(path, for_script(path, rest))
+    for study in TARGETS:
+        given("Resnet18.py", ["--study", study, *for_script("Resnet18.py", rest, study)])
     return options
 
 

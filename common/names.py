@@ -7,6 +7,7 @@ ACTIVATIONS = {  # name -> its class in torch.nn, and what that is called with
     "leaky-relu": ("LeakyReLU", {"negative_slope": 0.05}),  # the paper's
     "swish": ("SiLU", {}),
 }
+DATASETS = ("cifar10", "digits")  # any other is the path of a folder of images
 STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 and a max pool of stride 2
 
 

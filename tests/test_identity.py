@@ -43,7 +43,7 @@ def test_a_new_method_and_a_new_constant_make_new_runs_without_being_named_anywh
     assert trained("--methods random") == 4
     assert trained("--methods random --warmup 0.3") == 4  # its record does
     assert trained("--methods random --my-share 0.6") == 5
-    assert trained("--methods random --workers 1") == 5
+    assert trained("--methods random --data-dir elsewhere") == 5
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -80,3 +80,10 @@ def test_a_flag_that_the_study_does_not_read_is_refused(call, script, flags, nam
     assert status == 2
     assert error.startswith(f"error: {name}: the study ")
     assert error.endswith("does not read it; leave the flag out\n")
+
+
+@pytest.mark.parametrize("flags", ["--image-size 16", "--workers 3"])
+def test_a_flag_of_folders_is_refused_where_there_is_none(call, flags):
+    status, _, error = call("SGD", flags)
+    name = flags.split()[0][2:].upper().replace("-", "_")
+    assert (status, error) == (2, f"error: {name}: is of folders of images, not of digits; leave the flag out\n")

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from common import files, models, sparsity
 from common.cutting import bare_copy
+from common.errors import RunFailed
 from common.pruning import METHODS, scores
 from common.pruning.task import Task
 from common.saved import load_network
@@ -183,6 +184,17 @@ def test_the_lowest_of_all_layers_go_first_and_an_emptied_layer_keeps_its_best(c
     kept, gone = score[others & groups.alive], score[others & ~groups.alive]
     assert len(gone)
     assert not len(kept) or kept.min() >= gone.max()
+
+
+def test_scores_that_are_all_alike_end_the_run_in_one_clear_line():
+    def alike(copy, groups, _batches):
+        return {name: torch.ones(count) for name, count in groups.layer_units.items()}
+
+    callback, run = pruned(alike, 0.5, {}, [])
+    run.progress = 0.0
+    with pytest.raises(RunFailed, match="SNAP gives every unit the score 1 after 0% of training, so there is nothing"):
+        callback.on_start(run)
+    assert run.groups.alive.all()
 
 
 def test_the_floor_of_a_definition_is_that_of_ds_pruning():

@@ -81,12 +81,12 @@ TRAIN = """
     script = importlib.import_module(sys.argv.pop(1))
     sys.exit(process.run(script.main))
 """
-SMALL = "--width 4 --epochs 2 --batch-size 16 --image-size 32 --output-dir out --run-dir state"
+SMALL = "--width 4 --epochs 2 --batch-size 16 --output-dir out --run-dir state"
 CASES = {
     "digits": "Resnet18 --dataset digits",
     "pruning": "Resnet18 --dataset digits --study neuron-sparsity --methods dense ds-pruning snap --sparsities 0.5",
-    "images in memory": "Resnet18 --dataset {photos}",
-    "images read by workers": "Imagenet --data-dir {photos} --study accumulation --no-pretrained --workers 2",
+    "images in memory": "Resnet18 --dataset {photos} --image-size 32",
+    "images read by workers": "Imagenet --data-dir {photos} --image-size 32 --study accumulation --no-pretrained",
 }
 
 

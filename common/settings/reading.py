@@ -74,6 +74,8 @@ def given(script_globals: dict, studies: tuple[str, ...], arguments: list[str] |
     for name in flags:
         if not identity.is_read(name, values["study"]):
             raise UserError(f"{name.upper()}: the study {values['study']} does not read it; leave the flag out")
+        if name in ("image_size", "workers") and values.get("dataset") in names.DATASETS:
+            raise UserError(f"{name.upper()}: is of folders of images, not of {values['dataset']}; leave the flag out")
     for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
         if values[name.lower()] is None:
             values[name.lower()] = check(name, value)
