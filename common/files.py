@@ -75,14 +75,13 @@ def read_tensors(path: Path | str):
     Raises:
         OSError: when it cannot be read.
     """
+    open(path, "rb").close()
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip():  # torch.load takes a flipped bit for a weight
                     return None
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception:  # a truncated or foreign file fails in many ways, most of them in many lines
         return None
 

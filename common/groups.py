@@ -43,6 +43,7 @@ class Coupling:
     layers: tuple[str, ...]  # its activation layers
     batch_norms: tuple[str, ...]  # those whose scale and shift act on it
     gated: bool  # all that reads it reads it behind one of its activation layers
+    bare: tuple[str, ...] = ()  # convolutions and linear layers whose output no batch-norm changes before an activation
 
     @property
     def slice(self) -> slice:

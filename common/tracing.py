@@ -19,7 +19,7 @@ from common.groups import Coupling, Groups
 
 # A layer's part in a coupling: its name, whether by its input, its channels, and the coupling's channel for each.
 Member = tuple[str, bool, list[int], list[int]]
-Traced = tuple[list[Member], bool]  # a coupling's members, and whether it is gated
+Traced = tuple[list[Member], bool, set[str]]  # a coupling's members, whether it is gated, its bare layers
 
 
 def find_groups(model: nn.Module, image: Tensor) -> Groups:
@@ -80,7 +80,10 @@ def _trace(probe: nn.Module, image: Tensor) -> tuple[list[Traced], dict[str, int
             raise GroupError(f"activation layer {name} is used {count} times: each use needs a module of its own")
     names = {module: name for name, module in probe.named_modules()}
     removable = [found for found in graph.get_all_groups() if not _is_output(graph, found)]
-    couplings = [(list(_members(graph, found, names)), _is_gated(graph, found)) for found in removable]
+    couplings = [
+        (list(_members(graph, found, names)), _is_gated(graph, found), _bare(graph, found, names))
+        for found in removable
+    ]
     if not couplings:
         raise GroupError(f"cannot trace {type(probe).__name__}: found no channel that can be removed")
     return couplings, units
@@ -125,6 +128,24 @@ def _is_gated(graph: "tp.DependencyGraph", found: "tp.Group") -> bool:
     return True
 
 
+def _bare(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Module, str]) -> set[str]:
+    """The weighted layers of the coupling from which a way leads to an activation layer past no batch-norm."""
+
+    def reaches_an_activation(node) -> bool:
+        ahead, seen = list(node.outputs), set()
+        while ahead:
+            node = ahead.pop()
+            if isinstance(node.module, ACTIVATION_TYPES):
+                return True
+            if node not in seen and not isinstance(node.module, RESIZED):
+                ahead += node.outputs
+            seen.add(node)
+        return False
+
+    makers = [dep.target for dep, _ in found.items if graph.is_out_channel_pruning_fn(dep.handler)]
+    return {names[n.module] for n in makers if isinstance(n.module, WEIGHTED) and reaches_an_activation(n)}
+
+
 def _members(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Module, str]) -> Iterator[Member]:
     for item in found.items:
         module = item.dep.target.module
@@ -151,7 +172,7 @@ def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], posit
         if isinstance(module, WEIGHTED) and getattr(module, "groups", 1) == 1:
             tables[name, True] = torch.full((module.weight.shape[1],), -1)
     couplings, start = [], 0
-    for members, gated in sorted(traced, key=lambda found: min(order[name] for name, *_ in found[0])):
+    for members, gated, bare in sorted(traced, key=lambda found: min(order[name] for name, *_ in found[0])):
         members.sort(key=lambda member: order[member[0]])
         for name, is_input, channels, roots in members:
             table = tables[name, is_input]
@@ -161,7 +182,8 @@ def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], posit
         own = list(dict.fromkeys(name for name, is_input, *_ in members if not is_input))
         norms = tuple(name for name in own if name in layers and id(layers[name]) in gates)
         size = 1 + max(max(roots) for *_, roots in members)
-        couplings.append(Coupling(members[0][0], start, size, tuple(n for n in own if n in units), norms, gated))
+        activations, bare = (tuple(name for name in own if name in among) for among in (units, bare))
+        couplings.append(Coupling(members[0][0], start, size, activations, norms, gated, bare))
         start += size
     for table in tables.values():
         table[table == -1] = start

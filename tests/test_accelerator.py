@@ -27,7 +27,7 @@ NEURON = f"{SHORT} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.0
     method for method in pruning.METHODS if pruning.METHODS[method].structured
 )
 WEIGHT = f"{SHORT} --study weight-sparsity --sparsities 0.8 --methods dense ds-pruning " + " ".join(
-    pruning.UNSTRUCTURED
+    name for name, method in pruning.METHODS.items() if not method.structured
 )
 ROW = ("train_loss", "train_accuracy", "seconds")
 PHOTOS = "--no-pretrained --image-size 32 --width 4 --epochs 2 --batch-size 8 --workers 0 --precision fp32"

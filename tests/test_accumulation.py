@@ -231,6 +231,7 @@ def test_many_may_write_one_file_and_it_is_always_whole(tmp_path):
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
     run = runs.Run(tmp_path, "one", {})
+    run.folder.mkdir()
     left = run.folder / f".final.pt.0123{files.UNFINISHED}"
     left.write_bytes(b"half")
     begun = run.folder / f".config.json.4567{files.UNFINISHED}"  # by a process that has no lock yet

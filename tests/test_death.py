@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from common import units
 from common.reports import death
 from common.training import callbacks
 
@@ -32,7 +33,8 @@ def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_e
     steps = 10
     for last_firing in range(steps + 1):  # of the one unit's firings in the last epoch; 0: none
         fired = torch.zeros(1, dtype=torch.int64)
-        watch = SimpleNamespace(fired_units=fired.clone)
+        pairs = torch.zeros(1, dtype=torch.int64)
+        watch = SimpleNamespace(fired_units=fired.clone, pairs_of_units=pairs.clone)
         training = SimpleNamespace(epoch=epochs - 1, epochs=epochs, steps_per_epoch=steps, watch=watch, step=0)
         training.total_steps, training.device = epochs * steps, torch.device("cpu")
         callback = callbacks.DeadAtEnd()
@@ -40,9 +42,13 @@ def test_dead_at_the_end_is_silence_in_the_last_tenth_of_the_steps_or_the_last_e
         for step in range(1, steps + 1):
             training.step = step
             fired += step <= last_firing
+            pairs += 1
             callback.on_step(training)
             state, callback = callback.state(), callbacks.DeadAtEnd()  # as if the run went on from here another day
             callback.restore(training, state)
         training.epoch += 1
         callback.on_epoch_end(training)
-        assert callback.state() == {"dead": int(last_firing <= steps - window), "before": None}
+        seen = callback.state()
+        assert seen["before"] is None
+        assert units.is_dead(seen["fired"], seen["pairs"]).tolist() == [last_firing <= steps - window]
+        assert seen["pairs"] == window

@@ -199,7 +199,7 @@ def test_a_pressed_group_stops_firing_and_the_others_are_left_alone(activation):
         [groups.couplings[0].start + 1, groups.couplings[1].start + 2, groups.couplings[-1].start + 5]
     )
     before = {name: (n.weight.clone(), n.bias.clone()) for name, n in norms.items()}
-    press = Press(groups, 20, 3.0, fades_shift=activation != "relu")
+    press = Press(groups, 20, 3.0, activation != "relu", dict.fromkeys(norms, 1.0))
     press.add(chosen)
     watch = units.UnitWatch(model, IMAGE)
     for _ in range(20):

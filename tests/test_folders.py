@@ -139,8 +139,8 @@ def test_an_epoch_shows_each_image_once_in_full_batches_and_each_process_makes_a
 def test_an_epoch_goes_on_in_its_middle_and_what_came_before_is_not_read(plain, monkeypatch):
     dataset = load(plain)
     whole = list(dataset.batches(8, 0, 3, BOTH, rank=1, ranks=2))
-    read, decode = [], folders.data.decode
-    monkeypatch.setattr(folders.data, "decode", lambda path: read.append(path) or decode(path))
+    read, decode = [], images.decode
+    monkeypatch.setattr(images, "decode", lambda path: read.append(path) or decode(path))
     rest = list(dataset.batches(8, 0, 3, BOTH, first=5, rank=1, ranks=2))
     assert same(whole[5:], rest)
     assert len(read) == 8 * len(rest) == 16

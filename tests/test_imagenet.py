@@ -57,9 +57,11 @@ def test_all_ten_criteria_meet_their_target_and_fill_the_papers_table(call, phot
     assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
 
 
-@pytest.mark.parametrize("flags", ["--methods ds-pruning", "--methods rigl --micro-batch 4", "--study accumulation"])
+@pytest.mark.parametrize(
+    "flags", ["--methods ds-pruning", "--methods rigl --micro-batch 4", "--study accumulation --noise-std 0.001"]
+)
 def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_if_untouched(call, photos, tmp_path, monkeypatch, flags):
-    flags = f"{SMALL} {flags} --noise-std 0.001"
+    flags = f"{SMALL} {flags}"
     assert call("Imagenet", flags, data_dir=photos, run_dir=tmp_path / "whole")[0] == 0
     with monkeypatch.context() as patch:
         stops_after_step_3(patch)

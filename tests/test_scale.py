@@ -9,10 +9,11 @@ from common.files import write_csv
 from common.reports import canvas, scale
 
 COLUMNS = ["method", "target", "neuron_sparsity", "test_accuracy", "seed", "epochs", "width", "strength"]
-SETTINGS = {"dataset": "cifar10", "activation": "relu", "hold_out": 0, "definition": {}}
+SETTINGS = {"dataset": "cifar10", "activation": "relu", "hold_out": 0}
+METHODS = {"snap": {}, "random": {}, "ds-pruning": {}, "dense": {}}
 
 
-def table(folder, width, epochs, settings=SETTINGS, **methods):
+def table(folder, width, epochs, settings=SETTINGS, known=METHODS, **methods):
     """A table of neuron-sparsity: accuracies by seed of each method, at the target."""
     folder.mkdir(parents=True)
     rows = [
@@ -22,7 +23,7 @@ def table(folder, width, epochs, settings=SETTINGS, **methods):
         for seed, accuracy in enumerate(accuracies)
     ]
     write_csv(folder / "neuron-sparsity.csv", COLUMNS, rows)
-    (folder / "neuron-sparsity.json").write_text(json.dumps({"settings": settings}))
+    (folder / "neuron-sparsity.json").write_text(json.dumps({"settings": {**settings, "methods": known}}))
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def plots(tmp_path):
     table(tmp_path / "width-32" / "Resnet18", 32, 10, ds_pruning=[0.80], snap=[0.79], random=[0.7])
     table(tmp_path / "epochs-30" / "Resnet18", 16, 30, ds_pruning=[0.80, 0.81], snap=[0.81, 0.83])
     table(tmp_path / "gpu" / "Resnet18", 64, 30, ds_pruning=[0.9], snap=[0.8])  # on neither axis
-    table(tmp_path / "void" / "Resnet18", 64, 10, {**SETTINGS, "activation": "swish"}, ds_pruning=[0.9], snap=[0.1])
-    old = {name: value for name, value in SETTINGS.items() if name != "definition"}
-    table(tmp_path / "old" / "Resnet18", 8, 10, old, ds_pruning=[0.9], snap=[0.1])
+    table(tmp_path / "other" / "Resnet18", 64, 10, {**SETTINGS, "activation": "swish"}, ds_pruning=[0.9], snap=[0.1])
+    void = {name: constants for name, constants in METHODS.items() if name != "snap"}  # scored otherwise than today
+    table(tmp_path / "old" / "Resnet18", 8, 10, SETTINGS, void, ds_pruning=[0.9], snap=[0.1])
     return tmp_path
 
 

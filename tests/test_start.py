@@ -11,7 +11,8 @@ import pytest
 from tests.conftest import ROOT
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise", "Imagenet")
-PRUNING = ("Resnet18", "LeakyReLU", "Imagenet")  # the scripts that do
+# The scripts that do, and a study in which they do it.
+PRUNING = {"Resnet18": "neuron-sparsity", "LeakyReLU": "weight-sparsity", "Imagenet": "imagenet"}
 BENCHMARKS = ("ablation", "first_hour", "pruning", "training_speed", "watching")
 COMMANDS = [*(f"{script}.py" for script in SCRIPTS), *(f"benchmarks/{name}.py" for name in BENCHMARKS), "common.export"]
 
@@ -55,12 +56,16 @@ MISTAKES = [
     *((f"{script}.py", "--epochs 0", "EPOCHS: got '0'") for script in SCRIPTS),
     *((f"{script}.py", "--study nonsense", "STUDY: got 'nonsense'") for script in SCRIPTS),
     *((f"{script}.py", "--methods nonsense", "METHODS: got 'nonsense'") for script in PRUNING),
-    *((f"{script}.py", "--settle 0.1", "SETTLE: got 0.1") for script in PRUNING),
+    *((f"{script}.py", f"--study {study} --settle 0.1", "SETTLE: got 0.1") for script, study in PRUNING.items()),
     ("Resnet18.py", "--activation tanh", "ACTIVATION: got 'tanh'"),
     ("Resnet18.py", "--study neuron-sparsity --methods rigl", "METHODS: got 'rigl', which removes single weights"),
     ("Resnet18.py", "--study flops-sparsity --methods set", "METHODS: got 'set', which removes single weights"),
     ("Resnet18.py", "--study weight-sparsity --regularization 0 1", "REGULARIZATION: got 2 values"),
-    ("Resnet18.py", "--study regularization --regularization 1", "REGULARIZATION: not used"),
+    (
+        "Resnet18.py",
+        "--study regularization --regularization 1",
+        "REGULARIZATION: the study regularization does not read it",
+    ),
     ("Imagenet.py", "--batch-size 9 --micro-batch 2", "BATCH_SIZE: got 9"),
     ("common.export", "--nonsense a b.pt2", "--nonsense"),
     ("common.export", "nowhere.pt network.pt2", "could not read nowhere.pt"),

@@ -121,7 +121,7 @@ def test_runs_at_equal_steps_take_about_the_epochs_of_those_at_equal_epochs(size
         ("--study batch-size --batch-sizes 16 5000", ("BATCH_SIZES", "5000", "1437 training images")),
         ("--study learning-rate --learning-rates 0.1 0", ("LEARNING_RATES", "'0'")),
         ("--study regularization --regularizations 0 -1", ("REGULARIZATIONS", "'-1'")),
-        ("--study regularization --regularization 0.1", ("REGULARIZATION:", "REGULARIZATIONS")),
+        ("--study regularization --regularization 0.1", ("REGULARIZATION: the study regularization does not read it",)),
     ],
 )
 def test_a_value_that_cannot_be_swept_is_named_before_anything_is_trained(call, tmp_path, flags, words):
@@ -208,7 +208,9 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
     published, missed = paper.DEAD["learning-rate"], [f"learning-rate {rate} seed 2" for rate in range(20)]
-    figures.sweep_figure({"epochs": {"λ 0.01": rows}}, "learning_rate", tmp_path / "figure.png", "x", published, missed)
+    figures.sweep_figure(
+        {"epochs": {"λ 0.01": rows}}, names.SWEEPS["learning-rate"], tmp_path / "figure.png", "x", published, missed
+    )
     drawn[0].draw_without_rendering()
     assert max(text.get_window_extent().x1 for text in drawn[0].findobj(Text)) <= drawn[0].bbox.x1
     texts = " ".join(text.get_text().replace("\n", " ") for text in drawn[0].findobj(Text))
@@ -222,7 +224,7 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     ):
         assert words in texts
     one = [row for row in rows if row["seed"] == 0]
-    figures.sweep_figure({"epochs": {"": one}}, "learning_rate", tmp_path / "figure.png", "x", {}, [])
+    figures.sweep_figure({"epochs": {"": one}}, names.SWEEPS["learning-rate"], tmp_path / "figure.png", "x", {}, [])
     texts = " ".join(text.get_text() for text in drawn[1].findobj(Text))
     assert "one seed" in texts
     assert "paper" not in texts

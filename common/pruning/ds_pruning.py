@@ -7,11 +7,12 @@ are chosen, dead ones first; they are pressed until they no longer fire, and wha
 from dataclasses import asdict, dataclass, fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.groups import Groups
 from common.machine import devices
+from common.models import activation_layers
 from common.pruning.task import Task, within_floor
 from common.training.loop import Callback, Training
 
@@ -54,24 +55,45 @@ def planned_sparsity(progress: float, warmup: float, settle: float, target: floa
     return target * (1 - (1 - share) ** power)
 
 
+def feeders_of(model: nn.Module, groups: Groups) -> dict[str, nn.Module]:
+    """The batch-norms that feed the activation layers of couplings, and the layers that feed them without one; in the
+    order of the network.
+
+    Raises:
+        UserError: for a coupling whose units could be neither judged nor pressed, as nothing that can be scaled feeds
+            them (behind a batch-norm without a scale, for instance).
+    """
+    for coupling in groups.couplings:
+        if coupling.gated and coupling.layers and not coupling.batch_norms and not coupling.bare:
+            raise UserError(
+                f"METHODS: ds-pruning cannot judge the units of {coupling.layers[0]}, which neither a batch-norm with "
+                "a scale nor a convolution or linear layer feeds; take another method"
+            )
+    fed = {name for coupling in groups.couplings for name in (*coupling.batch_norms, *coupling.bare)}
+    return {name: module for name, module in model.named_modules() if name in fed}
+
+
 class Vitality:
     """A running mean square of each group's first-order cost: float32 [G] on the device.
 
-    Scaling what a group's batch-norms put out by a gate changes the loss by gamma dL/dgamma + beta dL/dbeta per unit
-    of gate, summed over them: exact for activations that are positively homogeneous (ReLU, Leaky ReLU). A dead group
-    has exactly 0.
+    Scaling what feeds a group's activations by a gate changes the loss by gamma dL/dgamma + beta dL/dbeta per unit of
+    gate, summed over the batch-norms that feed it, and by w . dL/dw + b dL/db over the layers without one: exact for
+    activations that are positively homogeneous (ReLU, Leaky ReLU). A dead group has exactly 0.
     """
 
     def __init__(self, groups: Groups, memory: int, device: torch.device):
         self.mean_square = torch.zeros(len(groups), device=device)
         self.keep = 1 - 1 / memory
 
-    def observe(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
-        layers = list(norms.values())
-        slopes = torch._foreach_mul([n.weight.detach() for n in layers], [n.weight.grad for n in layers])
-        shifts = torch._foreach_mul([n.bias.detach() for n in layers], [n.bias.grad for n in layers])
-        torch._foreach_add_(slopes, shifts)
-        change = groups.total(dict(zip(norms, slopes, strict=True)))
+    def observe(self, groups: Groups, feeders: dict[str, nn.Module]) -> None:
+        """feeders: the batch-norms that feed activations, and the layers that do so without one."""
+        layers = list(feeders.values())
+        slopes = torch._foreach_mul([m.weight.detach() for m in layers], [m.weight.grad for m in layers])
+        slopes = [slope if slope.dim() == 1 else slope.flatten(1).sum(1) for slope in slopes]
+        biased = [(slope, m.bias) for slope, m in zip(slopes, layers, strict=True) if m.bias is not None]
+        shifts = torch._foreach_mul([bias.detach() for _, bias in biased], [bias.grad for _, bias in biased])
+        torch._foreach_add_([slope for slope, _ in biased], shifts)
+        change = groups.total(dict(zip(feeders, slopes, strict=True)))
         self.mean_square.lerp_(change.square(), 1 - self.keep)
 
 
@@ -111,15 +133,20 @@ def choose(groups: Groups, cost: Tensor, taken: Tensor, task: Task, due: float, 
 class Press:
     """Drives chosen groups to silence: their scales fade, their shifts sink until nothing is above 0.
 
-    On Leaky ReLU, which lets a sunk shift through, the shift fades too. When a press is over, both are held at
-    values with which the unit cannot fire: scale 0, and shift 0 or below.
+    On activations that let a sunk shift through, the shift fades too, so that the unit ends with an output of 0. When a
+    press is over, both are held at values with which the unit cannot fire: scale 0, and shift 0 or below. Of a layer
+    without a batch-norm the weights are the scale and the bias is the shift.
+
+    Args:
+        depths: feeder -> what its shift sinks by in units of `sink`: the deviation of its output, roughly.
     """
 
-    def __init__(self, groups: Groups, steps: int, sink: float, fades_shift: bool):
+    def __init__(self, groups: Groups, steps: int, sink: float, fades_shift: bool, depths: dict[str, float]):
+        self.depths = depths
         self.left = torch.full((len(groups),), -1, dtype=torch.int64)  # steps; -1: not chosen
         self.steps, self.sink, self.fades_shift = steps, sink, fades_shift
         self.fade = 0.01 ** (1 / steps)  # a scale is at a hundredth when its press ends
-        self.plan: tuple | None = None  # per batch norm, until the set of pressed groups changes
+        self.plan: tuple | None = None  # per feeder, until the set of pressed groups changes
 
     @property
     def chosen(self) -> Tensor:
@@ -137,35 +164,45 @@ class Press:
         self.left[groups] = -1
         self.plan = None
 
-    def factors(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> tuple[list[Tensor], ...]:
-        """What to multiply scale and shift by and what the shift sinks by at each step: a tensor a batch norm each."""
+    def factors(self, groups: Groups, feeders: dict[str, nn.Module]) -> tuple[list[Tensor], ...]:
+        """What to multiply scale and shift by and what the shift sinks by at each step: a tensor a feeder each."""
         pressed = self.left > 0
         none, over = torch.zeros(len(groups)), self.over.float()
         # As distances from "nothing changes", so that channels in no group, which are spread a 0, stay as they are.
         scale = torch.where(pressed, 1 - self.fade, over)
         shift = scale if self.fades_shift else over
         sink = none if self.fades_shift else torch.where(pressed, self.sink / self.steps, over * self.sink)
-        scales, shifts = ([1 - groups.spread(name, values) for name in norms] for values in (scale, shift))
-        sinks = [groups.spread(name, sink).where(groups.alive_channels(name), 0.0) for name in norms]
+        scales, shifts = ([1 - groups.spread(name, values) for name in feeders] for values in (scale, shift))
+        alive = {name: groups.alive_channels(name) for name in feeders}
+        sinks = [self.depths[name] * groups.spread(name, sink).where(alive[name], 0.0) for name in feeders]
         # One copy for all: at the end of a press it falls between two looks.
         flat = torch.cat([*scales, *shifts, *sinks])
-        sent = devices.send(flat, next(iter(norms.values())).weight.device).split(3 * [len(v) for v in sinks])
-        count = len(norms)
-        return sent[:count], sent[count : 2 * count], sent[2 * count :]
+        sent = devices.send(flat, next(iter(feeders.values())).weight.device).split(3 * [len(v) for v in sinks])
+        count = len(feeders)
+        layers = list(feeders.values())
+        weights = [m.weight for m in layers]
+        scales = [part.view(-1, *[1] * (w.dim() - 1)) for part, w in zip(sent[:count], weights, strict=True)]
+        shifts, sinks = (
+            [part for part, m in zip(parts, layers, strict=True) if m.bias is not None]
+            for parts in (sent[count : 2 * count], sent[2 * count :])
+        )
+        return scales, shifts, sinks
 
     @torch.no_grad()
-    def apply(self, groups: Groups, norms: dict[str, torch.nn.Module]) -> None:
+    def apply(self, groups: Groups, feeders: dict[str, nn.Module]) -> None:
         """After every step of the optimiser."""
         if not self.chosen.any():
             return
         ending = self.left == 1
         self.left[self.left > 0] -= 1
         if self.plan is None or ending.any():
-            self.plan = self.factors(groups, norms)
+            self.plan = self.factors(groups, feeders)
         scale, shift, sink = self.plan
-        torch._foreach_mul_([n.weight for n in norms.values()], scale)
-        torch._foreach_mul_([n.bias for n in norms.values()], shift)
-        torch._foreach_sub_([n.bias for n in norms.values()], sink)
+        biases = [m.bias for m in feeders.values() if m.bias is not None]
+        torch._foreach_mul_([m.weight for m in feeders.values()], scale)
+        if biases:
+            torch._foreach_mul_(biases, shift)
+            torch._foreach_sub_(biases, sink)
 
 
 class DSPruning(Callback):
@@ -180,8 +217,7 @@ class DSPruning(Callback):
         groups, constants = training.groups, self.constants
         self.groups = groups
         self.task.check(groups)
-        fed = {name for coupling in groups.couplings for name in coupling.batch_norms}
-        self.norms = {name: m for name, m in training.model.named_modules() if name in fed}
+        self.feeders = feeders_of(training.model, groups)
         steps = training.total_steps
         self.first_step, self.last_step = (
             max(1, round(share * steps)) for share in (constants.warmup, constants.settle)
@@ -195,10 +231,16 @@ class DSPruning(Callback):
                 f"EPOCHS: {steps} steps leave {self.last_step - self.first_step} from WARMUP to SETTLE, too few to "
                 "choose, press and cut in; raise EPOCHS or SETTLE, or lower WARMUP or BATCH_SIZE"
             )
-        fades_shift = self.task.settings.activation != "relu"
-        self.press = Press(groups, press_steps, constants.sink, fades_shift)
+        kinds = {type(module) for module in activation_layers(training.model).values()}
+        self.lets_through = not kinds <= {nn.ReLU, nn.ReLU6}  # what is below 0, so that a dead unit may have an output
+        depths = {
+            name: 1.0 if m.weight.dim() == 1 else m.weight.detach().flatten(1).norm(dim=1).mean().item()
+            for name, m in self.feeders.items()
+        }
+        self.press = Press(groups, press_steps, constants.sink, self.lets_through, depths)
         self.vitality = Vitality(groups, constants.memory, training.device)
         self.dead_epochs = torch.zeros(len(groups), dtype=torch.int64)
+        self.died = torch.zeros(len(groups), dtype=torch.bool)  # by themselves, and pressed for it
         self.floor = self.task.floor(groups, constants.floor)
 
     def on_epoch_start(self, training: Training):
@@ -209,7 +251,7 @@ class DSPruning(Callback):
 
     def on_gradients(self, training: Training):
         if self.step(training) < self.last_step:
-            self.vitality.observe(training.groups, self.norms)
+            self.vitality.observe(training.groups, self.feeders)
 
     @staticmethod
     def step(training: Training) -> int:
@@ -219,7 +261,7 @@ class DSPruning(Callback):
         step = self.step(training)
         if step > self.last_step:
             return
-        self.press.apply(training.groups, self.norms)
+        self.press.apply(training.groups, self.feeders)
         if step == self.last_step or (step >= self.first_step and step % self.choose_steps == 0):
             self.look(training, step)
 
@@ -238,6 +280,10 @@ class DSPruning(Callback):
             due = planned_sparsity(step, self.first_step, self.last_choice, due, constants.plan_power)
         cost = self.cost(groups)
         died = (self.dead_epochs >= constants.patience) & groups.candidates
+        if self.lets_through:  # what has died still has an output, which a press brings to 0
+            self.died |= died
+            self.press.add(within_floor(groups, (died & ~self.press.chosen).nonzero().flatten(), self.floor))
+            died = torch.zeros_like(died)
         chosen = choose(groups, cost, self.press.chosen | died, self.task, due, self.floor)
         self.press.add(chosen)
         silent = groups.all_dead(training.watch.silent_units(), list(training.watch.layers))
@@ -247,7 +293,7 @@ class DSPruning(Callback):
         order = leaving.nonzero().flatten()
         order = within_floor(groups, order[torch.argsort(cost[order], stable=True)], self.floor)
         removed = self.task.first(groups, order, self.task.target)
-        by_death = int((died[removed] & ~self.press.chosen[removed]).sum())
+        by_death = int(((died & ~self.press.chosen) | self.died)[removed].sum())
         groups.cut(training.model, training.optimizer, removed, self.task.multiple)
         self.press.remove(removed)
         self.dead_epochs[removed] = 0
@@ -280,6 +326,7 @@ class DSPruning(Callback):
             "vitality": self.vitality.mean_square,
             "press": self.press.left,
             "dead_epochs": self.dead_epochs,
+            "died": self.died,
             "log": self.log,
             "couplings": [coupling.name for coupling in self.groups.couplings],
             "widths": self.groups.widths.tolist(),
@@ -289,3 +336,4 @@ class DSPruning(Callback):
     def restore(self, training: Training, state: dict):
         self.vitality.mean_square = state["vitality"].to(training.device)
         self.press.left, self.dead_epochs, self.log = state["press"], state["dead_epochs"], state["log"]
+        self.died = state["died"]

@@ -36,6 +36,10 @@ class Run:
         if distributed.differing(distributed.digest(text.encode())):
             raise UserError(f"{label}: the processes were started with different constants or images")
 
+    def make_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "config.json", json.dumps(self.config, indent=1, sort_keys=True) + "\n")
+
     @contextmanager
     def locked(self):
         """Keeps a second command from training the same run.
@@ -48,8 +52,7 @@ class Run:
             yield
 
     def lock(self, stack: ExitStack) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.json", json.dumps(self.config, indent=1, sort_keys=True) + "\n")
+        self.make_folder()
         lock = FileLock(self.folder / "lock")  # the system's own: it ends with the process, however that ends
         try:
             lock.acquire(timeout=0)
