@@ -16,8 +16,9 @@ from tests.ranks import stops_after_step_3
 
 SMALL = (
     "--no-pretrained --image-size 32 --width 4 --epochs 2 --batch-size 8 --workers 0 --precision fp32 "
-    "--checkpoint-steps 3 --sparsities 0.8"
+    "--checkpoint-steps 3"
 )
+PRUNED = "--sparsities 0.8 --methods"
 
 
 def rows(path) -> list[dict]:
@@ -58,7 +59,7 @@ def test_all_ten_criteria_meet_their_target_and_fill_the_papers_table(call, phot
 
 
 @pytest.mark.parametrize(
-    "flags", ["--methods ds-pruning", "--methods rigl --micro-batch 4", "--study accumulation --noise-std 0.001"]
+    "flags", [f"{PRUNED} ds-pruning", f"{PRUNED} rigl --micro-batch 4", "--study accumulation --noise-std 0.001"]
 )
 def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_if_untouched(call, photos, tmp_path, monkeypatch, flags):
     flags = f"{SMALL} {flags}"
@@ -81,7 +82,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(call, photos, tmp_path
     def stop(self, run):
         raise KeyboardInterrupt
 
-    flags = f"{SMALL} --methods dense --momentum"
+    flags = f"{SMALL} {PRUNED} dense --momentum"
     with monkeypatch.context() as patch:
         patch.setattr(fit.Progress, "on_epoch_end", stop)
         for momentum in ("0.8", "0.9"):
@@ -106,7 +107,7 @@ def damaged(photos, tmp_path):
 
 
 def test_a_damaged_image_is_listed_at_the_end(call, damaged, tmp_path):
-    flags = f"{SMALL} --methods dense"
+    flags = f"{SMALL} {PRUNED} dense"
     for _ in range(2):  # trained, and read from what the run left
         status, output, error = call("Imagenet", flags, data_dir=tmp_path / "photos")
         assert (status, error) == (0, "")
@@ -115,7 +116,7 @@ def test_a_damaged_image_is_listed_at_the_end(call, damaged, tmp_path):
 
 def test_more_than_one_damaged_image_in_a_hundred_stops_the_run(call, damaged, tmp_path):
     shutil.copy(damaged, damaged.with_name("6.jpg"))
-    status, _, error = call("Imagenet", f"{SMALL} --methods dense", data_dir=tmp_path / "photos")
+    status, _, error = call("Imagenet", f"{SMALL} {PRUNED} dense", data_dir=tmp_path / "photos")
     assert status == 2
     assert f"2 of the 68 images in {tmp_path}/photos/train cannot be read" in error
     assert error.count("\n") == 1

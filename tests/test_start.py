@@ -64,7 +64,7 @@ MISTAKES = [
     (
         "Resnet18.py",
         "--study regularization --regularization 1",
-        "REGULARIZATION: the study regularization does not read it",
+        "REGULARIZATION: the study",
     ),
     ("Imagenet.py", "--batch-size 9 --micro-batch 2", "BATCH_SIZE: got 9"),
     ("common.export", "--nonsense a b.pt2", "--nonsense"),
