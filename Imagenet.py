@@ -59,6 +59,7 @@ IMAGE_SIZE = 224  # pixels a side of the crops
 DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
+AGAIN = False  # train a run again that other code has made
 DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself

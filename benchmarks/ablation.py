@@ -149,10 +149,11 @@ def measure(constants, dataset, variant: str, part: str, changes: dict, target: 
         if name in changes:
             METHODS["ds-pruning"] = replace(METHODS["ds-pruning"], callback=form)
     try:
-        final = sparsity.train(settled, dataset, shared, sparsity.Trial(method, sparsity.Point(target), seed))
+        trial = sparsity.Trial(method, sparsity.Point(target), seed)
+        final = sparsity.train(settled, dataset, shared, trial)
     finally:
         METHODS.update(plain)
-    row = sparsity.row_of(settled, dataset, final, None)
+    row = sparsity.row_of(settled, dataset, final, sparsity.run_of(settled, shared, trial).folder)
     found = {
         "part": part,
         "variant": variant,

@@ -27,7 +27,7 @@ SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")
 DOCUMENTED = (
     "script,activation,learning_rate,batch_size,regularization,noise_std,seed,epoch,units,dead_units,nearly_dead_units,"
     "silent_units_per_batch,revived_units,dying_units,divergence_bits,train_loss,train_accuracy,test_loss,"
-    "test_accuracy,seconds"
+    "test_accuracy,seconds,code"
 )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from common import units
+from common.errors import UserError
 from common.machine import environment, seeds
 from common.models import batch_norms
 from common.pruning.task import Task, within_floor
@@ -56,6 +57,8 @@ class DemonPruning(Callback):
         self.emptied: list[str] = []  # couplings all of whose units are dead
 
     def prepare(self, training: Training):
+        if not batch_norms(training.model):
+            raise UserError("METHODS: demp pulls on the scales of batch-norms, and this network has none")
         self.generator = torch.Generator(training.device)
 
     def on_epoch_start(self, training: Training):

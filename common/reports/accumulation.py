@@ -8,7 +8,7 @@ import numpy as np
 
 from common import units
 from common.files import read_csv, write_csv
-from common.names import condition
+from common.names import ACTIVATION_LABELS, condition
 from common.reports import canvas, curves, death, figures, paper
 
 
@@ -119,10 +119,27 @@ def published_beside(dataset: str, lines: dict[str, list[dict]]) -> dict[str, li
     }
 
 
-COMPARISONS = {
-    "activations": ("Three activations", {"Resnet18": "ReLU", "LeakyReLU": "Leaky ReLU", "Swish": "Swish"}),
-    "gradient-noise": ("Plain and noisy SGD", {"SGD": "SGD", "SGD_noise": "noisy SGD"}),
+COMPARISONS = {  # figure -> its title, the scripts, and what a script's rows are called in it
+    "activations": (
+        "Three activations",
+        ("Resnet18", "LeakyReLU", "Swish"),
+        lambda row: ACTIVATION_LABELS.get(row["activation"], row["activation"]),
+    ),
+    "gradient-noise": (
+        "Plain and noisy SGD",
+        ("SGD", "SGD_noise"),
+        lambda row: f"noise {row['noise_std']:g}" if row["noise_std"] else "SGD",
+    ),
 }
+
+
+def labels_of(tables: dict[str, list[dict]], label) -> dict[str, str]:
+    """Script -> what its rows are called, with the script where two would be called the same."""
+    found = {script: label(rows[0]) for script, rows in tables.items()}
+    twice = {name for name in found.values() if list(found.values()).count(name) > 1}
+    return {script: f"{name} ({script}.py)" if name in twice else name for script, name in found.items()}
+
+
 # What may differ between the runs of scripts that are drawn together.
 COMPARED = {"activation", "gradient_clip", "noise_std"}
 
@@ -142,7 +159,7 @@ def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
 def compare(settings: SimpleNamespace) -> list[Path]:
     """Draws this script's results together with those of its companions, where these exist and were made alike."""
     drawn = []
-    for name, (title, members) in COMPARISONS.items():
+    for name, (title, members, label) in COMPARISONS.items():
         if settings.script not in members:
             continue
         found = {script: results_of(settings.output_dir, script) for script in members}
@@ -151,15 +168,15 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         for script in [script for script, (made, _) in found.items() if made != own]:
             print(f"not drawn together with {script}: its results were made with other settings")
             del found[script]
-        columns = shared_conditions({members[script]: rows for script, (_, rows) in found.items()})
+        labels = labels_of({script: rows for script, (_, rows) in found.items()}, label)
+        columns = shared_conditions({labels[script]: rows for script, (_, rows) in found.items()})
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
             named = {condition(*key, ", λ"): lines for key, lines in columns.items()}
             beside = {key: published_beside(settings.dataset, lines) for key, lines in named.items()}
             curves.epochs_figure(named, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
         if name == "activations":
-            alike = {script: line for script, line in members.items() if script in found}
-            drawn += draw_fire_rates(settings, alike)
+            drawn += draw_fire_rates(settings, labels)
     return drawn
 
 

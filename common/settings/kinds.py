@@ -41,6 +41,7 @@ ABSENT = {
     "noise_std": 0.0,
     "regularization": (0.0,),
     "hold_out": 0,
+    "again": False,
 }
 
 
@@ -116,6 +117,7 @@ KINDS = {
     "SETTLE": number(lambda v: 0 < v <= 1, "a number in (0, 1], a share of training"),
     "PATIENCE": COUNT,
     "EXTEND": TRUTH,
+    "AGAIN": TRUTH,
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
     "MICRO_BATCH": number(lambda v: v >= 0 and v != 1, "0 or a whole number > 1", whole),

@@ -27,6 +27,7 @@ COLUMNS = [
     "test_loss",
     "test_accuracy",
     "seconds",
+    "code",
 ]
 
 
@@ -56,7 +57,7 @@ class Accumulation(Study):
     def rows(self) -> list[dict]:
         found = []
         for final in self.finals:
-            constants = {"script": self.settings.script, **final["config"]}
+            constants = {"script": self.settings.script, "code": final.get("code"), **final["config"]}
             for epoch in final["rows"]:
                 found.append({name: epoch[name] if name in epoch else constants[name] for name in COLUMNS})
         return found

@@ -3,9 +3,10 @@
 import json
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from common import data, saved, sparsity
-from common.files import write_csv
+from common.files import write_csv, write_text
 from common.machine import devices, distributed
 from common.models import build
 from common.names import MEASURES
@@ -47,6 +48,7 @@ COLUMNS = [
     "device",
     "seconds",
     "strength",
+    "code",
 ]
 
 
@@ -149,8 +151,22 @@ def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: to
     return statistics.median(before / after for before, after in times)
 
 
-def row_of(settings, dataset, final: dict, dense_seconds: float | None) -> dict:
-    """One row of the CSV. dense_seconds: those of the dense run of the same seed, where there is one."""
+def kept(path: Path, measure: Callable[[], float]) -> float:
+    """What was measured before, or is now."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        value = measure()
+        write_text(path, f"{json.dumps(value)}\n")
+        return value
+
+
+def row_of(settings, dataset, final: dict, folder: Path, dense_seconds: float | None = None) -> dict:
+    """One row of the CSV.
+
+    folder: the run's; what is measured of its network anew is kept there, so that a row stays as it is. dense_seconds:
+    those of the dense run of the same seed, where there is one.
+    """
     config = final["config"]
     model, dense = saved.rebuild(final, f"the run of {config['method']}"), build(final["network"])
     dense = dense.to(memory_format=torch.channels_last).eval()
@@ -171,15 +187,19 @@ def row_of(settings, dataset, final: dict, dense_seconds: float | None) -> dict:
         "inference_flops_ratio": size.flops / full.flops,
         "training_flops_ratio": final["Cost"]["flops"] / (3 * full.flops * examples),
         "training_speedup": dense_seconds / seconds if dense_seconds else None,
-        "inference_speedup": inference_speedup(
-            dense.to(settings.device), model.to(settings.device), settings, dataset.example
-        ),
+        "inference_speedup": kept(
+            folder / "inference-speedup.json",
+            lambda: inference_speedup(dense.to(settings.device), model.to(settings.device), settings, dataset.example),
+        )
+        if config["method"] != "dense"
+        else 1.0,
         "seed": config["seed"],
         "epochs": len(final["rows"]),
         "width": settings.width,
         "device": settings.device.type,
         "seconds": seconds,
         "strength": config["strength"],
+        "code": final.get("code"),
     }
 
 
@@ -198,7 +218,7 @@ class Sparsity(Study):
         self.table = self.folder / f"{settings.study}.csv"
         self.made = self.conditions()
         extends = getattr(settings, "extend", False)
-        self.rows = rows_to_extend(self.table, self.made, self.columns, ["strength"]) if extends else []
+        self.rows = rows_to_extend(self.table, self.made, self.columns, ["strength", "code"]) if extends else []
 
     def conditions(self) -> dict:
         """All that the rows of the table have in common, and the constants of its methods, as JSON gives it back."""
@@ -236,7 +256,8 @@ class Sparsity(Study):
             named = {"method": trial.method, **trial.point._asdict(), "seed": trial.seed}
             return dict.fromkeys(self.columns) | known | named
         dense = [row["seconds"] for row in self.rows if (row["method"], row["seed"]) == ("dense", trial.seed)]
-        return row_of(settings, self.dataset, final, dense[0] if dense else None)
+        folder = run_of(settings, self.shared, trial).folder
+        return row_of(settings, self.dataset, final, folder, dense[0] if dense else None)
 
     def write_table(self) -> None:
         write_csv(self.table, self.columns, self.rows)  # first: beside the .json of other conditions it is not extended

@@ -35,6 +35,7 @@ COLUMNS = [
     "width",
     "device",
     "seconds",
+    "code",
 ]
 
 
@@ -108,7 +109,7 @@ class Tables:
         self.columns = [*COLUMNS, *(name for name in identity if name not in COLUMNS)]
         self.rows: dict[str, list[dict]] = {ending: [] for ending in self.ENDINGS}
         if extend:
-            self.rows[""] = rows_to_extend(self.paths[""], shared, self.columns)
+            self.rows[""] = rows_to_extend(self.paths[""], shared, self.columns, ["code"])
             known = {self.key(row) for row in self.rows[""]}
             for ending in self.ENDINGS[1:]:
                 rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
@@ -193,6 +194,7 @@ class Sweep(Study):
             "width": final["network"]["width"],
             "device": self.settings.device.type,
             "seconds": sum(row["seconds"] for row in rows),
+            "code": final.get("code"),
         }
         return {name: found[name] for name in self.tables.columns}
 

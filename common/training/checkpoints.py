@@ -2,6 +2,7 @@
 
 from common.errors import UserError
 from common.machine import distributed, environment
+from common.training import code
 from common.training.callbacks import Meters
 from common.training.loop import Callback, Training
 from common.training.runs import Run
@@ -56,6 +57,7 @@ class Checkpoints(Callback):
     def __init__(self, run: Run, others: list[Callback], meters: Meters, steps: int = 0):
         self.run, self.others, self.meters, self.steps = run, others, meters, steps
         self.rows: list[dict] = []
+        self.made_by = code.digest()  # of one that goes on: both digests
 
     def on_step(self, training: Training):
         if self.steps and training.step % self.steps == 0 and training.step < training.steps_per_epoch:
@@ -73,6 +75,7 @@ class Checkpoints(Callback):
         self.run.save_checkpoint(
             {
                 "config": self.run.config,
+                "code": self.made_by,
                 "epoch": training.epoch,
                 "step": step,
                 "groups": training.groups.state_dict() if training.groups else None,
@@ -85,11 +88,10 @@ class Checkpoints(Callback):
             }
         )
 
-    def resume(self, training: Training):
-        """Brings a fresh `training` to where the run stopped, if it was ever begun."""
-        state = self.run.checkpoint()
-        if state is None:
-            return
+    def resume(self, training: Training, state: dict):
+        """Brings a fresh `training` to where the run stopped when `state` was kept."""
+        before = state.get("code") or "unknown"
+        self.made_by = before if before == self.made_by else f"{before}+{self.made_by}"
         training.epoch, training.step, self.rows = state["epoch"], state.get("step", 0), state["rows"]
         if training.groups:
             training.groups.restore(training.model, state["groups"])

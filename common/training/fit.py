@@ -14,6 +14,7 @@ from common import data, units
 from common.machine import devices, distributed, environment
 from common.models import build
 from common.tracing import find_groups
+from common.training import code
 from common.training.callbacks import Evaluation, Meters, UnitCounts
 from common.training.checkpoints import Checkpoints, SameDecisions
 from common.training.loop import Callback, Training, memory_watched, sgd, train
@@ -124,7 +125,9 @@ class Fitting:
         self.checkpoints = Checkpoints(run, [*extra, self.counts], self.meters, settings.checkpoint_steps)
         for callback in extra:
             callback.prepare(self.training)
-        self.checkpoints.resume(self.training)
+        state = run.checkpoint()
+        if state and is_kept(state.get("code"), settings.again, f"{run.label}: goes on from a checkpoint", run):
+            self.checkpoints.resume(self.training, state)
         examples = min(len(dataset.train), self.training.steps_per_epoch * settings.batch_size)
         self.progress = Progress(run.label, self.training, self.meters, examples)
 
@@ -153,6 +156,7 @@ class Fitting:
         model = training.groups.compact(training.model) if training.groups else training.model
         return {
             "config": self.run.config,
+            "code": self.checkpoints.made_by,
             "network": self.network,
             "image": list(self.dataset.example.shape[1:]),
             "model": model.state_dict(),
@@ -168,16 +172,16 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
     The arguments are those of `Fitting`.
 
     Returns:
-        config; network; image [C, H, W]; model (the state dict, without padding); rows (a dict an epoch); counts (of
-        every unit and epoch); and the state of every callback in `extra` under its class's name.
+        config; code (the digest of what made it); network; image [C, H, W]; model (the state dict, without padding);
+        rows (a dict an epoch); counts (of every unit and epoch); and the state of every callback in `extra` under its
+        class's name.
 
     Raises:
         RunFailed: when the loss is not finite, memory runs out, another process trains this run, or what it left is
             damaged.
     """
     finished = run.final()
-    if finished is not None:
-        print(f"{run.label}: finished before, in {run.folder}")
+    if finished is not None and is_kept(finished.get("code"), settings.again, f"{run.label}: finished before", run):
         return with_units(finished)
     with run.locked(), memory_watched():
         fitting = Fitting(settings, dataset, run, *arguments, **options)
@@ -185,6 +189,16 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
         run.save_final(fitting.result())
     # Not what was just saved: what a caller gets is the same, on the host, whether the run was trained now or before.
     return with_units(run.final())
+
+
+def is_kept(made_by: str | None, again: bool, what: str, run: Run) -> bool:
+    """Whether a run goes by what it left; says so, and whether other code left it."""
+    same = made_by == code.digest()
+    if environment.rank() == 0:
+        others = "" if same else f" by other code ({made_by or 'unknown'}, now {code.digest()})"
+        choice = "" if same else "; trained again" if again else "; --again trains it again"
+        print(f"{what}{others}, in {run.folder}{choice}")
+    return same or not again
 
 
 def with_units(final: dict) -> dict:

@@ -19,6 +19,8 @@ class BatchNormPull(Callback):
 
     def on_gradients(self, training: Training):
         scales = [norm.weight for norm in batch_norms(training.model)]
+        if not scales:
+            return
         now = self.strength * (1 - abs(2 * training.progress - 1))
         torch._foreach_add_([s.grad for s in scales], torch._foreach_sign([s.detach() for s in scales]), alpha=now)
 

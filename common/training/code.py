@@ -1,0 +1,32 @@
+"""Which code made a run: a digest of all that its result may depend on, beside the constants."""
+
+import hashlib
+import sys
+from functools import cache
+from pathlib import Path
+
+COMMON = Path(__file__).parent.parent
+NOT_PART = {"reports", "export.py"}  # what a training never runs
+
+
+def lines_of(text: str) -> str:
+    """The text without comment lines and empty ones."""
+    stripped = (line.rstrip() for line in text.splitlines())
+    return "\n".join(line for line in stripped if line and not line.lstrip().startswith("#"))
+
+
+@cache
+def digest() -> str:
+    """Eight hexadecimal digits: of the modules of common/ but those that only draw and print, and of what the script
+    does from its `main` on. Its constants are in a run's configuration."""
+    found = hashlib.sha256()
+    for path in sorted(COMMON.rglob("*.py")):
+        if path.relative_to(COMMON).parts[0] not in NOT_PART:
+            found.update(
+                f"{path.relative_to(COMMON).as_posix()}\n{lines_of(path.read_text(encoding='utf-8'))}".encode()
+            )
+    script = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "")
+    if script.suffix == ".py" and script.is_file():
+        _, main, rest = script.read_text(encoding="utf-8").partition("\ndef main(")
+        found.update(lines_of(main + rest).encode())
+    return found.hexdigest()[:8]
