@@ -60,6 +60,7 @@ DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 AGAIN = False  # train a run again that other code has made
+JOBS = 1  # processes on this machine that share the runs
 DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself

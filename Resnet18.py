@@ -62,6 +62,7 @@ DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Resnet18
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 AGAIN = False  # train a run again that other code has made
+JOBS = 1  # processes on this machine that share the runs
 DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to

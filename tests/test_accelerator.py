@@ -157,14 +157,14 @@ def assert_same_values(one, other, where: str = "") -> None:
 
 
 @pytest.mark.parametrize("method", ["dense", "ds-pruning", "set"])
-def test_a_run_that_was_just_trained_returns_what_is_read_from_disk(method, train, accelerator):
+def test_a_run_that_was_just_trained_returns_what_is_read_from_disk(method, train, accelerator, tmp_path):
     flags = "--study weight-sparsity" if method == "set" else ""
     trained, constants, dataset = train(method, flags=flags)
-    first = sparsity.row_of(constants, dataset, trained, trained)
+    first = sparsity.row_of(constants, dataset, trained, tmp_path)
     logits = saved.rebuild(trained, "it")(torch.ones(1, dataset.example.shape[1], 8, 8))
     found, *_ = train(method, flags=flags)
     assert_same_values(trained, found)
-    second = sparsity.row_of(constants, dataset, found, found)
+    second = sparsity.row_of(constants, dataset, found, tmp_path)
     assert {name: first[name] for name in first.keys() - MEASURED} == {n: second[n] for n in second.keys() - MEASURED}
     assert torch.equal(logits, saved.rebuild(found, "it")(torch.ones(1, dataset.example.shape[1], 8, 8)))
     assert all(tensor.device.type == "cpu" for tensor in found["model"].values())

@@ -194,7 +194,7 @@ def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_
         for number, batch in enumerate(honest(*arguments)):
             if number == 3 and arguments[3] == 1:
                 with contextlib.suppress(KeyboardInterrupt):
-                    process.Interrupts.note()
+                    process.Interrupts.note(signal.SIGINT)
             yield batch
 
     monkeypatch.setattr(data.Dataset, "batches", losing)

@@ -190,10 +190,10 @@ def test_a_run_that_another_process_trains_is_listed_and_the_others_are_made(cal
             raise AssertionError
 
     monkeypatch.setattr(sweeps, "train", busy)
-    status, _, error = call("Resnet18", f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0")
-    assert status == 2
-    assert "not finished: learning-rate 0.05" in error
-    assert "another process is training" in error
+    flags = f"--study learning-rate {FEW} --learning-rates 0.05 0.1 --regularization 0"
+    status, output, error = call("Resnet18", flags)
+    assert (status, error) == (0, "")
+    assert "left to the processes that train them: learning-rate 0.05 at equal epochs" in output
     assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.1]
 
 

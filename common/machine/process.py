@@ -13,14 +13,14 @@ from common.machine import environment
 
 
 class Interrupts:
-    """Ctrl-C, remembered: a KeyboardInterrupt that is raised where Python ignores exceptions (while an object is
-    finalised, say) would be lost, so the training loop asks after every step."""
+    """Ctrl-C, or the SIGTERM that clusters send, remembered: a KeyboardInterrupt that is raised where Python ignores
+    exceptions (while an object is finalised, say) would be lost, so the training loop asks after every step."""
 
-    seen = False
+    seen = 0  # its number
 
     @classmethod
-    def note(cls, *_):
-        cls.seen = True
+    def note(cls, number: int, *_):
+        cls.seen = number
         raise KeyboardInterrupt
 
     @classmethod
@@ -46,8 +46,10 @@ def keep_freed_memory() -> None:
 def run(main: Callable[[], int | None]) -> int:
     """Calls a script's `main` and returns its exit status: 2 and one line for a mistake that the user can mend."""
     keep_freed_memory()
-    Interrupts.seen = False
-    before = signal.signal(signal.SIGINT, Interrupts.note)
+    Interrupts.seen = 0
+    # Of several processes, torchrun ends the others by SIGTERM, and waits for none.
+    noted = (signal.SIGINT,) if environment.ranks() > 1 else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, Interrupts.note) for number in noted}
     try:
         status = report_errors(main)
         if environment.ranks() > 1:
@@ -56,7 +58,8 @@ def run(main: Callable[[], int | None]) -> int:
             distributed.leave(status)
         return status
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 REFUSED = "can't allocate memory"  # in torch's plain RuntimeError on a CPU
@@ -97,4 +100,4 @@ def report_errors(main: Callable[[], int | None]) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return 128 + (Interrupts.seen or signal.SIGINT)

@@ -42,6 +42,7 @@ ABSENT = {
     "regularization": (0.0,),
     "hold_out": 0,
     "again": False,
+    "jobs": 1,
 }
 
 
@@ -118,6 +119,7 @@ KINDS = {
     "PATIENCE": COUNT,
     "EXTEND": TRUTH,
     "AGAIN": TRUTH,
+    "JOBS": COUNT,
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
     "MICRO_BATCH": number(lambda v: v >= 0 and v != 1, "0 or a whole number > 1", whole),

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 from common import data, units
 from common.files import write_csv
-from common.machine import distributed
+from common.machine import distributed, workers
 from common.reports import accumulation as report
-from common.studies.study import Study, Trial, train
+from common.studies.study import Study, Trial, run_of, train
+from common.training.fit import with_units
 from common.training.loop import Callback
 
 COLUMNS = [
@@ -36,38 +37,48 @@ class Accumulation(Study):
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
         super().__init__(settings, dataset, network)
-        self.finals: list[dict] = []
+        settings = self.settings
+        strengths, rates = settings.regularization, settings.learning_rates
+        self.trials = [Trial(rate, s, seed) for s, rate, seed in product(strengths, rates, settings.seeds)]
 
     def plan(self) -> Iterator[Trial]:
-        settings = self.settings
-        for strength, rate, seed in product(settings.regularization, settings.learning_rates, settings.seeds):
-            yield Trial(rate, strength, seed)
+        yield from self.shared_out(self.trials)
 
     def train(self, trial: Trial, changes: list[Callback]) -> None:
         """changes: what is done to the gradients, in their order."""
-        final = self.attempt(str(trial), lambda: train(self.settings, self.dataset, self.shared, trial, changes))
-        self.finals += [final] if final else []
+
+        def make() -> dict:
+            return train(self.settings, self.dataset, self.shared, trial, changes)
+
+        self.attempt(str(trial), make, lambda: self.train(trial, changes))
 
     def save(self) -> int:
         """The table and the figures; prints what was found and where it is. Returns the exit status."""
-        if self.finals:
-            distributed.by_first(self.present)
-        return self.exit_status(self.finals)
+        self.finish()
+        return self.exit_status(distributed.by_first(self.present))
 
-    def rows(self) -> list[dict]:
+    def rows(self, finals: list[dict]) -> list[dict]:
         found = []
-        for final in self.finals:
+        for final in finals:
             constants = {"script": self.settings.script, "code": final.get("code"), **final["config"]}
             for epoch in final["rows"]:
                 found.append({name: epoch[name] if name in epoch else constants[name] for name in COLUMNS})
         return found
 
-    def present(self) -> None:
-        rows = self.rows()
-        self.folder.mkdir(exist_ok=True)
+    def present(self) -> list[dict]:
+        """From all finished runs of the plan, whoever made them; returns the rows of the table."""
+        runs = [run_of(self.settings, self.shared, trial) for trial in self.trials]
+        finals = [with_units(final) for final in (run.finished() for run in runs) if final]
+        rows = self.rows(finals)
+        if rows and not workers.is_worker():
+            with self.table_lock():
+                self.write(rows, finals)
+        return rows
+
+    def write(self, rows: list[dict], finals: list[dict]) -> None:
         table = self.folder / "accumulation.csv"
         write_csv(table, COLUMNS, rows)
         self.write_origin(table, self.shared)
-        paths = [*report.draw(self.settings, rows, self.finals, self.folder), *report.compare(self.settings)]
+        paths = [*report.draw(self.settings, rows, finals, self.folder), *report.compare(self.settings)]
         print(f"\n{report.summary(rows)}\n\ntable: {table}")
         print("".join(f"figure: {path}\n" for path in paths), end="")

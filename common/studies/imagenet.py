@@ -1,5 +1,6 @@
 """The comparison on ImageNet: every criterion on a ResNet-50."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 from common import folders
@@ -58,13 +59,12 @@ class Imagenet(Sparsity):
             self.dataset.note_damaged(final["DamagedImages"]["paths"])  # where the run was finished before
         return final
 
-    def row(self, trial: Trial, final: dict) -> dict:
-        row = super().row(trial, final)
-        return {**row, "test_top5_accuracy": final["rows"][-1]["test_top5_accuracy"] if final else None}
+    def row(self, final: dict, folder: Path) -> dict:
+        return {**super().row(final, folder), "test_top5_accuracy": final["rows"][-1]["test_top5_accuracy"]}
 
-    def write_table(self) -> None:
-        super().write_table()
-        write_text(self.table.with_suffix(".md"), report.markdown(self.rows))
+    def write_table(self, rows: list[dict], shown: dict) -> None:
+        super().write_table(rows, shown)
+        write_text(self.table.with_suffix(".md"), report.markdown(rows))
 
     def present(self) -> None:
         report.present(self.settings, self.dataset, self.rows, self.table)

@@ -15,7 +15,7 @@ from torch import nn
 
 from common import data, saved, sparsity
 from common.files import write_csv, write_text
-from common.machine import devices, distributed
+from common.machine import devices, distributed, workers
 from common.models import build
 from common.names import MEASURES
 from common.pruning import METHODS
@@ -24,7 +24,7 @@ from common.reports import sparsity as report
 from common.reports.tables import rows_to_extend
 from common.settings.identity import OF_METHODS
 from common.studies.study import Study
-from common.training.fit import fit
+from common.training.fit import fit, with_units
 from common.training.gradients import changes
 from common.training.loop import Callback, Training
 from common.training.runs import Run
@@ -61,6 +61,11 @@ class Trial(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.method} {self.point} seed {self.seed}" if any(self.point) else f"{self.method} seed {self.seed}"
+
+
+def trial_of(row: dict) -> Trial:
+    """That of a table's row."""
+    return Trial(row["method"], point_of(row), row["seed"])
 
 
 def points(settings: SimpleNamespace, method: str) -> list[Point]:
@@ -161,11 +166,10 @@ def kept(path: Path, measure: Callable[[], float]) -> float:
         return value
 
 
-def row_of(settings, dataset, final: dict, folder: Path, dense_seconds: float | None = None) -> dict:
+def row_of(settings, dataset, final: dict, folder: Path) -> dict:
     """One row of the CSV.
 
-    folder: the run's; what is measured of its network anew is kept there, so that a row stays as it is. dense_seconds:
-    those of the dense run of the same seed, where there is one.
+    folder: the run's; what is measured of its network anew is kept there, so that a row stays as it is.
     """
     config = final["config"]
     model, dense = saved.rebuild(final, f"the run of {config['method']}"), build(final["network"])
@@ -186,7 +190,7 @@ def row_of(settings, dataset, final: dict, folder: Path, dense_seconds: float | 
         "inference_flops": size.flops,
         "inference_flops_ratio": size.flops / full.flops,
         "training_flops_ratio": final["Cost"]["flops"] / (3 * full.flops * examples),
-        "training_speedup": dense_seconds / seconds if dense_seconds else None,
+        "training_speedup": None,
         "inference_speedup": kept(
             folder / "inference-speedup.json",
             lambda: inference_speedup(dense.to(settings.device), model.to(settings.device), settings, dataset.example),
@@ -214,11 +218,19 @@ class Sparsity(Study):
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
         super().__init__(settings, dataset, network)
-        distributed.by_first(lambda: self.folder.mkdir(exist_ok=True))
         self.table = self.folder / f"{settings.study}.csv"
-        self.made = self.conditions()
-        extends = getattr(settings, "extend", False)
-        self.rows = rows_to_extend(self.table, self.made, self.columns, ["strength", "code"]) if extends else []
+        order = sorted(settings.methods, key=list(METHODS).index)
+        runs = product(settings.seeds, order)
+        self.trials = [Trial(method, at, seed) for seed, method in runs for at in points(settings, method)]
+        self.made: dict[Trial, dict] = {}  # the rows of finished runs
+        self.rows, _ = distributed.by_first(self.rows_before)
+        self.before = {trial_of(row) for row in self.rows}
+
+    def rows_before(self) -> tuple[list[dict], dict]:
+        """The rows that the table has (EXTEND), and what all rows have in common."""
+        shown = self.conditions()
+        extends = getattr(self.settings, "extend", False)
+        return rows_to_extend(self.table, shown, self.columns, ["strength", "code"]) if extends else [], shown
 
     def conditions(self) -> dict:
         """All that the rows of the table have in common, and the constants of its methods, as JSON gives it back."""
@@ -227,19 +239,15 @@ class Sparsity(Study):
         return json.loads(json.dumps({**self.shared, **own}))
 
     def plan(self) -> Iterator[Trial]:
-        settings = self.settings
-        for seed, method in product(settings.seeds, sorted(settings.methods, key=list(METHODS).index)):
-            yield from (Trial(method, point, seed) for point in points(settings, method))
+        yield from self.shared_out(self.trials)
 
     def train(self, trial: Trial) -> None:
         """A run that the table has is passed over."""
-        if trial in [Trial(row["method"], point_of(row), row["seed"]) for row in self.rows]:
+        if trial in self.before:
             return
-        final = self.attempt(str(trial), partial(self.final, trial))
-        if final is not None:
-            self.rows.append(distributed.by_first(lambda: self.row(trial, final)))
-            self.rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), point_of(row).order))
-            distributed.by_first(self.write_table)
+        self.made.pop(trial, None)
+        if self.attempt(str(trial), partial(self.final, trial), lambda: self.train(trial)) is not None:
+            self.rows = distributed.by_first(self.collect)
 
     def final(self, trial: Trial) -> dict:
         """What final.pt holds; {} where the target is out of reach, which is a result, too."""
@@ -247,38 +255,64 @@ class Sparsity(Study):
             return train(self.settings, self.dataset, self.shared, trial, self.more)
         except Unreachable as error:
             self.failures.append(f"{trial}: {error}")
+            known = {"script": self.settings.script, "width": self.settings.width, "device": self.settings.device.type}
+            named = {"method": trial.method, **trial.point._asdict(), "seed": trial.seed}
+            self.made[trial] = dict.fromkeys(self.columns) | known | named
             return {}
 
-    def row(self, trial: Trial, final: dict) -> dict:
-        settings = self.settings
-        if not final:
-            known = {"script": settings.script, "width": settings.width, "device": settings.device.type}
-            named = {"method": trial.method, **trial.point._asdict(), "seed": trial.seed}
-            return dict.fromkeys(self.columns) | known | named
-        dense = [row["seconds"] for row in self.rows if (row["method"], row["seed"]) == ("dense", trial.seed)]
-        folder = run_of(settings, self.shared, trial).folder
-        return row_of(settings, self.dataset, final, folder, dense[0] if dense else None)
+    def collect(self) -> list[dict]:
+        """The table: the rows that it has (EXTEND), and those of all finished runs of the plan."""
+        with self.table_lock():
+            rows, shown = self.rows_before()
+            known = {trial_of(row) for row in rows}
+            for trial in self.trials:
+                if trial not in known:
+                    rows += self.rows_of(trial)
+            dense = {row["seed"]: row["seconds"] for row in rows if row["method"] == "dense"}
+            for row in rows:
+                if row["seed"] in dense and row["seconds"]:
+                    row["training_speedup"] = dense[row["seed"]] / row["seconds"]
+            rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), point_of(row).order))
+            self.write_table(rows, shown)
+        return rows
 
-    def write_table(self) -> None:
-        write_csv(self.table, self.columns, self.rows)  # first: beside the .json of other conditions it is not extended
-        self.write_origin(self.table, self.made)
+    def rows_of(self, trial: Trial) -> list[dict]:
+        """That of a finished run."""
+        if trial not in self.made:
+            run = run_of(self.settings, self.shared, trial)
+            final = run.finished()
+            if final is None:
+                return []
+            self.made[trial] = self.row(with_units(final), run.folder)
+        return [dict(self.made[trial])]
+
+    def row(self, final: dict, folder: Path) -> dict:
+        return row_of(self.settings, self.dataset, final, folder)
+
+    def write_table(self, rows: list[dict], shown: dict) -> None:
+        if rows:
+            write_csv(self.table, self.columns, rows)  # first: beside the .json of other conditions none is extended
+            self.write_origin(self.table, shown)
 
     def courses(self) -> dict[str, dict]:
         """What DS-Pruning decided in the first seed's runs, as far as these are there."""
         found, settings = {}, self.settings
-        for trial in self.plan():
+        for trial in self.trials:
             if (trial.method, trial.seed) == ("ds-pruning", settings.seeds[0]):
-                final = run_of(settings, self.shared, trial).final()
+                final = run_of(settings, self.shared, trial).finished()
                 if final is not None:
                     steps = settings.epochs * self.dataset.steps_per_epoch(settings.batch_size)
-                    found[f"{trial.point.target:.0%}"] = report.course_of(final, steps)
+                    found[f"{trial.point.target:.0%}"] = report.course_of(with_units(final), steps)
         return found
 
     def save(self) -> int:
         """The summary and the figures; prints the table and where all is. Returns the exit status."""
-        if self.rows:
+        self.finish()
+        self.rows = distributed.by_first(self.collect)
+        if self.rows and not workers.is_worker():
             distributed.by_first(self.present)
         return self.exit_status(self.rows)
 
     def present(self) -> None:
-        report.present(self.settings, self.rows, self.courses(), self.table)
+        with self.table_lock():
+            report.present(self.settings, self.rows, self.courses(), self.table)

@@ -1,6 +1,7 @@
 """The sweeps: how many units die as the batch size, the learning rate or the regularization changes."""
 
 import json
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,12 @@ import numpy as np
 from common import data, names, units
 from common.errors import UserError
 from common.files import read_csv, write_csv
+from common.machine import workers
 from common.reports import death
 from common.reports import sweeps as report
 from common.reports.tables import rows_to_extend
-from common.studies.study import Study, Trial, conditions, train
+from common.studies.study import Study, Trial, conditions, run_of, train
+from common.training.fit import with_units
 from common.training.loop import Callback
 
 # What tells the runs of a table apart, beside what is swept; footing: at equal `epochs` or at equal `steps`.
@@ -118,14 +121,14 @@ class Tables:
     def key(self, row: dict) -> tuple:
         return tuple(float(row[name]) if name != "footing" else row[name] for name in self.identity)
 
-    def add(self, row: dict, counts: dict, write_origin) -> None:
-        run = {name: row[name] for name in self.identity}
-        new = {"-layers": death.layer_rows(run, counts), "-returns": death.return_rows(run, counts), "": [row]}
-        if not self.rows[""]:  # a table of other conditions must not stand beside this one's .json
-            self.paths[""].unlink(missing_ok=True)
+    def add(self, row: dict, layers: list[dict], returns: list[dict]) -> None:
+        for ending, rows in zip(self.ENDINGS, ([row], layers, returns), strict=True):
+            self.rows[ending] = sorted([*self.rows[ending], *rows], key=self.key)
+
+    def write(self, write_origin) -> None:
+        """The main table last: a run is in it when all that it left is written."""
         write_origin(self.paths[""], self.shared)
-        for ending in new:  # the main table last: a run is in it when all that it left is written
-            self.rows[ending] = sorted([*self.rows[ending], *new[ending]], key=self.key)
+        for ending in (*self.ENDINGS[1:], ""):
             if self.rows[ending]:
                 columns = list(self.rows[ending][0]) if ending else self.columns
                 write_csv(self.paths[ending], columns, self.rows[ending])
@@ -138,14 +141,18 @@ class Sweep(Study):
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
         super().__init__(settings, dataset, network)
-        self.network, self.sweep = network, names.SWEEPS[settings.study]
+        self.sweep = names.SWEEPS[settings.study]
         if settings.study == "batch-size":
             for size in settings.batch_sizes:
                 if size > len(dataset.train):
                     raise UserError(f"BATCH_SIZES: got {size}, takes at most the {len(dataset.train)} training images")
+        self.runs, self.made = plan(settings), {}
+        self.tables = self.read_tables()
+        self.before = {self.tables.key(row) for row in self.tables.rows[""]}
+
+    def read_tables(self) -> Tables:
         identity = [*IDENTITY, *({self.sweep.column} - set(IDENTITY))]
-        self.folder.mkdir(exist_ok=True)
-        self.tables = Tables(self.folder, settings.study, identity, self.conditions(), settings.extend)
+        return Tables(self.folder, self.settings.study, identity, self.conditions(), self.settings.extend)
 
     def conditions(self) -> dict:
         """All that the rows of the table have in common, as JSON gives it back."""
@@ -154,28 +161,58 @@ class Sweep(Study):
             own = {"equal_steps": dict(zip(("batch_size", "epochs"), equal_steps(self.settings), strict=True))}
         return json.loads(json.dumps({**self.shared, **own}))
 
-    def plan(self) -> list[SweptTrial]:
-        return plan(self.settings)
+    def plan(self) -> Iterator[SweptTrial]:
+        yield from self.shared_out(self.runs)
 
     def cells(self, run: SweptTrial) -> dict:
         """What a row of the table tells its run by."""
         found = {"footing": run.footing, "batch_size": self.settings.batch_size, **run.trial._asdict(), **run.changed}
         return {name: found[name] for name in self.tables.identity}
 
+    def as_changed(self, run: SweptTrial) -> tuple[SimpleNamespace, dict]:
+        """The settings and the conditions of a run."""
+        settings = SimpleNamespace(**{**vars(self.settings), **run.changed, "epochs": run.epochs})
+        settings.per_pass = settings.batch_size
+        shared = conditions(settings, self.dataset, self.network)
+        return settings, {**shared, "batch_size": settings.batch_size}
+
     def train(self, run: SweptTrial, changes: list[Callback]) -> None:
         """changes: what is done to the gradients, in their order. A run that the table has is passed over."""
         cells = self.cells(run)
-        if self.tables.key(cells) in map(self.tables.key, self.tables.rows[""]):
+        if self.tables.key(cells) in self.before:
             return
-        size = cells["batch_size"]
-        settings = SimpleNamespace(**{**vars(self.settings), **run.changed, "epochs": run.epochs})
-        settings.batch_size = settings.per_pass = size
-        shared = {**conditions(settings, self.dataset, self.network), "batch_size": size}
+        settings, shared = self.as_changed(run)
         value = report.short(cells[self.sweep.column])
         name = f"{self.settings.study} {value} at equal {run.footing}, {run.trial}"
-        final = self.attempt(name, lambda: train(settings, self.dataset, shared, run.trial, changes))
-        if final:
-            self.tables.add(self.row(run, cells, final), final["counts"], self.write_origin)
+
+        def make() -> dict:
+            return train(settings, self.dataset, shared, run.trial, changes)
+
+        self.made.pop(self.tables.key(cells), None)
+        if self.attempt(name, make, lambda: self.train(run, changes)):
+            self.collect()
+
+    def collect(self) -> None:
+        """The tables: the rows that they have (EXTEND), and those of all finished runs of the plan."""
+        with self.table_lock():
+            self.tables = self.read_tables()
+            known = {self.tables.key(row) for row in self.tables.rows[""]}
+            for run in self.runs:
+                key = self.tables.key(self.cells(run))
+                if key not in known and (rows := self.rows_of(key, run)):
+                    self.tables.add(*rows)
+            self.tables.write(self.write_origin)
+
+    def rows_of(self, key: tuple, run: SweptTrial) -> tuple | None:
+        """What a finished run adds to the three tables."""
+        if key not in self.made:
+            final = run_of(*self.as_changed(run), run.trial).finished()
+            if final is None:
+                return None
+            cells, counts = self.cells(run), final["counts"]
+            row = self.row(run, cells, with_units(final))
+            self.made[key] = row, death.layer_rows(cells, counts), death.return_rows(cells, counts)
+        return self.made[key]
 
     def row(self, run: SweptTrial, cells: dict, final: dict) -> dict:
         """dying_units is the mean over all epochs but the first, cumulative_dead in unit-epochs."""
@@ -200,7 +237,10 @@ class Sweep(Study):
 
     def save(self) -> int:
         """The trends and the figures; prints the table and where all is. Returns the exit status."""
+        self.finish()
+        self.collect()
         rows = self.tables.rows[""]
-        if rows:
-            report.present(self.settings, self.tables, self.failures)
+        if rows and not workers.is_worker():
+            with self.table_lock():
+                report.present(self.settings, self.tables, self.failures)
         return self.exit_status(rows)

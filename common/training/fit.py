@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import data, units
-from common.machine import devices, distributed, environment
+from common.machine import devices, distributed, environment, workers
 from common.models import build
 from common.tracing import find_groups
 from common.training import code
@@ -35,7 +35,7 @@ class Progress(Callback):
             unit_scale=True,
             leave=False,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty() or environment.rank() > 0,
+            disable=not sys.stderr.isatty() or environment.rank() > 0 or workers.is_worker(),
         )
         self.dead, self.looked = "?", 0.0
 
@@ -180,6 +180,7 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
         RunFailed: when the loss is not finite, memory runs out, another process trains this run, or what it left is
             damaged.
     """
+    run.agree()
     finished = run.final()
     if finished is not None and is_kept(finished.get("code"), settings.again, f"{run.label}: finished before", run):
         return with_units(finished)

@@ -24,8 +24,6 @@ class Run:
     config.json says what is trained, log.csv has a row for each finished epoch, checkpoint.pt is the last state kept,
     and final.pt, which only a finished run has, holds weights and measurements.
 
-    Raises:
-        UserError: when the folder cannot be made, or the processes want different runs.
     """
 
     def __init__(self, parent: Path, label: str, config: dict):
@@ -33,8 +31,12 @@ class Run:
         text = json.dumps(self.config, indent=1, sort_keys=True)
         self.label = label
         self.folder = parent / f"{label.replace(' ', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def agree(self) -> None:
+        """Raises UserError where the processes want different runs."""
+        text = json.dumps(self.config, sort_keys=True)
         if distributed.differing(distributed.digest(text.encode())):
-            raise UserError(f"{label}: the processes were started with different constants or images")
+            raise UserError(f"{self.label}: the processes were started with different constants or images")
 
     def make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,14 @@ class Run:
 
     def final(self) -> dict | None:
         return self.read("final.pt")
+
+    def finished(self) -> dict | None:
+        """What final.pt holds, where it is there and whole, for this process alone."""
+        try:
+            state = load(self.folder / "final.pt") if (self.folder / "final.pt").exists() else None
+        except RunFailed:
+            return None
+        return None if state is None or self.other_constants(state) else state
 
     def checkpoint(self) -> dict | None:
         return self.read("checkpoint.pt")
