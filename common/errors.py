@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class RunFailed(UserError):
     """One run that cannot be made or read: no reason to stop the others of a study."""
+
+
+class Damaged(RunFailed):
+    """A file of a run that is not whole."""

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import torch
 
-from common.errors import RunFailed, UserError
+from common.errors import Damaged, RunFailed, UserError
 
 UNFINISHED = ".new"  # ending of a file that is being written
 FORMAT = 1  # of the files of a run; raised when the same constants come to mean another training
@@ -90,12 +90,12 @@ def load(path: Path) -> dict:
     """A file of a run.
 
     Raises:
-        RunFailed: when it cannot be read, is damaged or not ours.
+        RunFailed: when it cannot be read; Damaged: when it is damaged or not ours.
     """
     try:
         found = read_tensors(path)
     except OSError as error:
         raise RunFailed(f"could not read {path} ({error.strerror or error})") from None
     if not isinstance(found, dict):
-        raise RunFailed(f"{path} is damaged or not ours; delete it to begin that run again")
+        raise Damaged(f"{path} is damaged or not ours; delete it to begin that run again")
     return found

@@ -37,7 +37,7 @@ class Accumulation(Study):
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
         super().__init__(settings, dataset, network)
-        settings = self.settings
+        self.take_place(self.shared)
         strengths, rates = settings.regularization, settings.learning_rates
         self.trials = [Trial(rate, s, seed) for s, rate, seed in product(strengths, rates, settings.seeds)]
 

@@ -218,6 +218,7 @@ class Sparsity(Study):
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
         super().__init__(settings, dataset, network)
+        self.take_place(self.conditions())
         self.table = self.folder / f"{settings.study}.csv"
         order = sorted(settings.methods, key=list(METHODS).index)
         runs = product(settings.seeds, order)

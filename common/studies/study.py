@@ -4,8 +4,11 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -63,6 +66,53 @@ def train(settings, dataset: data.Dataset, shared: dict, trial: Trial, changes: 
     return fit(settings, dataset, run, shared["network"], rate, seed, [*changes, DeadAtEnd()])
 
 
+def headline(settings: SimpleNamespace, network: dict) -> str:
+    """What is about to be trained, in a line."""
+    parts = [
+        f"{settings.study}: {network['name']} of width {network['width']} with {network['activation']}",
+        f"{settings.dataset}",
+        *([f"protocol {settings.protocol}"] if hasattr(settings, "protocol") else []),
+        f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}",
+        f"batch size {settings.batch_size}",
+        f"{settings.precision} on {settings.device}",
+    ]
+    return ", ".join(parts)
+
+
+def place_of(settings: SimpleNamespace, shared: dict) -> tuple[Path, str]:
+    """The folder that takes the place of OUTPUT_DIR, and where it is another one, why.
+
+    A table that was made under other conditions is never replaced. With EXTEND it is found where it is, or refused.
+    """
+    base = settings.output_dir
+    kind = "-".join([Path(settings.dataset).name, *([settings.protocol] if hasattr(settings, "protocol") else [])])
+    others = (base / kind if number == 1 else base / f"{kind}-{number}" for number in count(1))
+    table = Path(settings.script) / f"{settings.study}.csv"
+    odd = differing(base / table, shared)
+    if not odd:
+        return base, ""
+    for folder in others:
+        there = (folder / table).exists()
+        if getattr(settings, "extend", False) and not there:
+            return base, ""
+        if not differing(folder / table, shared):
+            return folder, f"{base / table} was made with another {', '.join(odd)} and stays; this goes to {folder}"
+    raise AssertionError
+
+
+def differing(table: Path, shared: dict) -> list[str]:
+    """The names of what a table's rows have in common otherwise; none where there is no table."""
+    if not table.exists():
+        return []
+    try:
+        before = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError):
+        return ["set of conditions, which cannot be read,"]
+    now = json.loads(json.dumps(shared))
+    names = sorted({*before, *now} - {"methods"})
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
 class Study:
     """A plan of runs. Each is made by the first process that comes to it, and a table follows from all that are
     finished, whoever made them: so several processes that share RUN_DIR share the work.
@@ -75,17 +125,34 @@ class Study:
     """
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str):
-        self.settings, self.dataset, self.network = settings, dataset, network
+        self.settings, self.dataset, self.network = SimpleNamespace(**vars(settings)), dataset, network
         self.shared = conditions(settings, dataset, network)
-        self.folder = settings.output_dir / settings.script
-        distributed.by_first(lambda: self.folder.mkdir(exist_ok=True))
         self.failures: list[str] = []
         self.others: dict[str, Callable] = {}  # runs that other processes were training: name -> what makes it here
 
-    def shared_out(self, runs: Iterable) -> Iterator:
+    def take_place(self, shared: dict) -> None:
+        """Where the table goes: OUTPUT_DIR, or a folder in it where OUTPUT_DIR has one that was made otherwise.
+
+        shared: what the rows of the table have in common.
+        """
+        place, note = distributed.by_first(lambda: place_of(self.settings, shared))
+        if note:
+            print(note)
+        self.settings.output_dir = place
+        self.folder = place / self.settings.script
+        distributed.by_first(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+
+    def shared_out(self, runs: list) -> Iterator:
         """The runs of a plan; with JOBS, other processes have been through it before."""
+        print(headline(self.settings, self.shared["network"]))
         workers.go_through(self.settings)
-        yield from runs
+        begun = time.monotonic()
+        for number, run in enumerate(runs):
+            if number:
+                left = (time.monotonic() - begun) / number * (len(runs) - number)
+                about = f", about {timedelta(seconds=round(left))} left" if left >= 60 else ""
+                print(f"run {number + 1} of {len(runs)}{about}")
+            yield run
 
     def attempt(self, name: str, make: Callable[[], dict], again: Callable[[], None]) -> dict | None:
         """What `make` gives; None where it fails, or another process is at it. `again` tries once more."""

@@ -146,6 +146,7 @@ class Sweep(Study):
             for size in settings.batch_sizes:
                 if size > len(dataset.train):
                     raise UserError(f"BATCH_SIZES: got {size}, takes at most the {len(dataset.train)} training images")
+        self.take_place(self.conditions())
         self.runs, self.made = plan(settings), {}
         self.tables = self.read_tables()
         self.before = {self.tables.key(row) for row in self.tables.rows[""]}

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import sys
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from common.errors import RunFailed, UserError
+from common.errors import Damaged, RunFailed, UserError
 from common.files import FORMAT, UNFINISHED, load, write, write_csv, write_text
 from common.machine import distributed
+
+LAST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 
 
 class Busy(RunFailed):
@@ -22,8 +26,7 @@ class Run:
     """The folder of one run, named after its constants; of several processes, only the first reads and writes it.
 
     config.json says what is trained, log.csv has a row for each finished epoch, checkpoint.pt is the last state kept,
-    and final.pt, which only a finished run has, holds weights and measurements.
-
+    checkpoint-before.pt the one before, and final.pt, which only a finished run has, holds weights and measurements.
     """
 
     def __init__(self, parent: Path, label: str, config: dict):
@@ -79,7 +82,15 @@ class Run:
         return None if state is None or self.other_constants(state) else state
 
     def checkpoint(self) -> dict | None:
-        return self.read("checkpoint.pt")
+        """The last state kept; where that is damaged or missing, the one before."""
+        try:
+            state = self.read(LAST)
+        except Damaged as error:
+            state = self.read(BEFORE)
+            if state is None:
+                raise
+            print(f"{error}; its run goes on from the checkpoint before", file=sys.stderr)
+        return state or self.read(BEFORE)
 
     def read(self, name: str) -> dict | None:
         """A file of this folder, where it has it.
@@ -101,14 +112,21 @@ class Run:
         return ", ".join(n for n in names if dumped(theirs.get(n)) != dumped(self.config.get(n)))
 
     def save_checkpoint(self, state: dict) -> None:
-        distributed.by_first(lambda: write(self.folder / "checkpoint.pt", lambda file: torch.save(state, file)))
+        distributed.by_first(lambda: self.keep(state))
+
+    def keep(self, state: dict) -> None:
+        """The checkpoint before stays until the next is whole."""
+        if (self.folder / LAST).exists():
+            os.replace(self.folder / LAST, self.folder / BEFORE)
+        write(self.folder / LAST, lambda file: torch.save(state, file))
 
     def save_final(self, state: dict) -> None:
         distributed.by_first(lambda: self.finish(state))
 
     def finish(self, state: dict) -> None:
         write(self.folder / "final.pt", lambda file: torch.save(state, file))
-        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+        for name in (LAST, BEFORE):
+            (self.folder / name).unlink(missing_ok=True)
 
     def save_log(self, rows: list[dict]) -> None:
         if rows:

@@ -1,0 +1,100 @@
+"""Nobody's results are destroyed: not by a command of other conditions, not by a damaged checkpoint."""
+
+import pytest
+
+from common import files
+from common.errors import Damaged
+from common.training import checkpoints, runs
+
+SMALL = "--epochs 2 --width 4 --learning-rates 0.05"
+
+
+def test_a_table_of_other_conditions_stays_and_the_new_one_goes_beside_it(call, tmp_path):
+    table = tmp_path / "out" / "SGD" / "accumulation.csv"
+    assert call("SGD", SMALL)[0] == 0
+    before = table.read_bytes()
+    for name, flags in (("digits-quick", "--momentum 0.8"), ("digits-quick-2", "--momentum 0.7")):
+        for _ in range(2):  # the second time it is found there
+            status, output, error = call("SGD", f"{SMALL} {flags}")
+            assert (status, error) == (0, "")
+            assert f"{table} was made with another momentum and stays" in output
+            assert f"table: {tmp_path / 'out' / name / 'SGD' / 'accumulation.csv'}" in output
+    assert table.read_bytes() == before
+    assert "stays" not in call("SGD", SMALL)[1]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"SGD", "digits-quick", "digits-quick-2"}
+
+
+def test_what_goes_beside_it_is_extended_there(call, tmp_path):
+    flags = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1300 --width 4 --methods random"
+    assert call("Resnet18", f"{flags} --momentum 0.8")[0] == 0
+    assert call("Resnet18", flags)[0] == 0
+    assert call("Resnet18", f"{flags} --seeds 1 --extend")[0] == 0
+    rows = files.read_csv(tmp_path / "out" / "digits-quick" / "Resnet18" / "neuron-sparsity.csv")
+    assert [row["seed"] for row in rows] == [0, 1]
+    status, _, error = call("Resnet18", f"{flags} --seeds 1 --extend --momentum 0.7")
+    assert status == 2
+    assert "was made with another momentum" in error
+
+
+def test_a_command_says_what_it_trains_and_how_far_it_is(call):
+    output = call("SGD", "--epochs 1 --width 4 --learning-rates 0.05 0.1 --precision fp32 --device cpu")[1].splitlines()
+    assert output[0] == (
+        "accumulation: resnet18 of width 4 with relu, digits, protocol quick, 1 epoch, batch size 32, fp32 on cpu"
+    )
+    assert "run 2 of 2" in output
+
+
+@pytest.fixture
+def interrupted(call, tmp_path, monkeypatch):
+    """A run of four epochs that was stopped after the third, and its folder."""
+    honest, flags = checkpoints.Checkpoints.on_epoch_end, "--epochs 4 --width 4 --learning-rates 0.05"
+
+    def stop(self, training):
+        honest(self, training)
+        if training.epoch == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "on_epoch_end", stop)
+        assert call("SGD", flags)[0] == 130
+    return flags, next(tmp_path.rglob("checkpoint.pt")).parent
+
+
+@pytest.mark.parametrize("harm", ["one bit", "cut", "empty", "gone"])
+def test_a_damaged_checkpoint_costs_an_epoch(call, interrupted, tmp_path, harm):
+    flags, folder = interrupted
+    last = folder / runs.LAST
+    weight = files.load(last)["model"]["conv1.weight"]
+    whole = last.read_bytes()
+    place = whole.index(weight.permute(0, 2, 3, 1).contiguous().numpy().tobytes())  # as it lies in memory
+    content = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    {
+        "one bit": lambda: last.write_bytes(content),
+        "cut": lambda: last.write_bytes(whole[:-1000]),
+        "empty": lambda: last.write_bytes(b""),
+        "gone": last.unlink,
+    }[harm]()
+    status, output, error = call("SGD", flags)
+    assert status == 0
+    assert [", epoch 3/4" in output, ", epoch 2/4" in output] == [True, False]
+    assert error.count("its run goes on from the checkpoint before") == (harm != "gone")
+    found = files.load(folder / "final.pt")
+    assert not list(folder.glob("checkpoint*"))
+    call("SGD", flags, run_dir=tmp_path / "untouched")
+    untouched = files.load(next((tmp_path / "untouched").rglob("final.pt")))
+    assert all((found["model"][name] == untouched["model"][name]).all() for name in found["model"])
+
+
+def test_a_flipped_bit_anywhere_in_a_file_of_a_run_is_noticed(interrupted):
+    _, folder = interrupted
+    whole = (folder / runs.LAST).read_bytes()
+    path, kept = folder / "flipped.pt", files.load(folder / runs.LAST)
+    missed = 0
+    for place in range(7, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            found = files.load(path)
+        except Damaged:
+            continue
+        missed += str(found["model"]) != str(kept["model"]) or str(found["rows"]) != str(kept["rows"])
+    assert missed == 0
