@@ -6,16 +6,28 @@ activation is functional and none is used twice. All names of parameters and buf
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from common import names
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     name: partial(getattr(nn, kind), **arguments) for name, (kind, arguments) in names.ACTIVATIONS.items()
 }
-ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish)
+# A unit of these fires where its pre-activation is above 0. Their value at 0 is 0, so that cutting what is 0 is exact.
+ACTIVATION_TYPES = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.Hardswish, nn.ELU, nn.CELU, nn.SELU, nn.Mish)
+# For these nothing says when a unit fires, or it has parameters that are cut by no rule. (Gates, as of
+# squeeze-and-excitation, and softmax are no activations of units.)
+UNWATCHED = (nn.PReLU, nn.RReLU, nn.Tanh, nn.Softplus, nn.Hardtanh, nn.Hardshrink, nn.Softshrink, nn.Tanhshrink)
+UNWATCHED += (nn.Softsign, nn.Threshold, nn.LogSigmoid, nn.GLU)
+FUNCTIONS = {functional.relu, functional.relu_, functional.relu6, functional.leaky_relu, functional.leaky_relu_}
+FUNCTIONS |= {functional.silu, functional.gelu, functional.elu, functional.elu_, functional.selu, functional.celu}
+FUNCTIONS |= {functional.mish, functional.hardswish, functional.hardtanh, functional.prelu, functional.softplus}
+FUNCTIONS |= {torch.relu, torch.relu_, torch.tanh, Tensor.relu, Tensor.relu_, Tensor.tanh, functional.tanh}
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
@@ -166,19 +178,68 @@ def conv_and_linear(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
-def units(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """Units of each activation layer, found by one forward pass of `image` [1, C, H, W]."""
-    found: dict[str, int] = {}
+class Watched(NamedTuple):
+    """An activation layer as a pass finds it: its units, and the dimension of its input that they lie along: 1, as
+    behind a convolution, or the last, as behind a linear layer that takes tokens or channels-last images."""
 
-    def note(name: str):
-        return lambda _module, _inputs, output: found.__setitem__(name, output.shape[1])
+    units: int
+    dim: int
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in activation_layers(model).items()]
+
+class Calls(TorchFunctionMode):
+    """Notes activations that are called as functions, outside of any module that is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.within: list[str] = []  # modules that are being run, the innermost last
+        self.inside = 0  # of modules that are activations
+        self.found: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in FUNCTIONS and not self.inside:
+            self.found.append(f"{func.__name__} in {self.within[-1] or 'the network itself'}")
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def watched(model: nn.Module, image: Tensor) -> tuple[dict[str, Watched], list[str]]:
+    """One pass of `image` [1, C, H, W]: every activation layer, and what acts as an activation and is none of
+    ACTIVATION_TYPES, which no hook can watch."""
+    found: dict[str, Watched] = {}
+    calls, others, hooks, along = Calls(), [], [], [1]  # along: the features of what was made last
+
+    def enter(name: str, module: nn.Module, inputs: tuple):
+        calls.within.append(name)
+        calls.inside += isinstance(module, (*ACTIVATION_TYPES, *UNWATCHED))
+        if isinstance(module, ACTIVATION_TYPES):
+            dim = along[0] if inputs[0].dim() > 2 else 1
+            found[name] = Watched(inputs[0].shape[dim], dim)
+        elif isinstance(module, UNWATCHED):
+            others.append(f"{name}, {type(module).__name__}")
+
+    def leave(module: nn.Module, output):
+        calls.within.pop()
+        calls.inside -= isinstance(module, (*ACTIVATION_TYPES, *UNWATCHED))
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+            along[0] = 1
+        elif isinstance(module, (nn.Linear, nn.LayerNorm)) and isinstance(output, Tensor) and output.dim() > 2:
+            along[0] = -1
+
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: enter(name, m, x)))
+        hooks.append(module.register_forward_hook(lambda m, _x, y: leave(m, y)))
     training = model.training
     model.eval()
-    with torch.no_grad():
-        model(image)
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    return found
+    try:
+        with calls:
+            model(image)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return found, others + list(dict.fromkeys(calls.found))
+
+
+def units(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """Units of each activation layer, found by one forward pass of `image` [1, C, H, W]."""
+    return {name: layer.units for name, layer in watched(model, image)[0].items()}

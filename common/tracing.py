@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from common.models import ACTIVATION_TYPES, activation_layers, batch_norms
+from common.models import ACTIVATION_TYPES, activation_layers, batch_norms, watched
 
 if TYPE_CHECKING:
     import torch_pruning as tp
@@ -51,12 +51,11 @@ def _trace(probe: nn.Module, image: Tensor) -> tuple[list[Traced], dict[str, int
     import torch_pruning as tp  # here, as most of those who import Groups trace nothing
 
     activations = activation_layers(probe)
-    units: dict[str, int] = {}
+    units = {name: layer.units for name, layer in watched(probe, image)[0].items()}
     calls: Counter[str] = Counter()
 
     def note(name: str):
         def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            units[name] = output.shape[1]
             calls[name] += 1
 
         return hook

@@ -5,6 +5,8 @@ is above 0. Counts are exact; no activation is stored, nothing leaves the device
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -13,49 +15,11 @@ from torch import Tensor, nn
 
 from common.groups import Groups
 from common.machine import devices, distributed, environment
-from common.models import activation_layers, units
+from common.machine.counting import EXACT, count_positive, fire_counts
+from common.models import ACTIVATION_TYPES, activation_layers, watched
 
 NEARLY_DEAD = 0.001  # a fire rate at or below this
-SAME_WIDTH_INTEGER = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
-LANE_ROWS = 16384  # rows summed in a 16-bit lane, which holds counts below 2^15
-CACHED = 2**20  # elements marked at a time, so that the marks stay in the processor's cache
-AT_ONCE = 256  # positions and channels, at most, that are summed side by side
 ROWS = 64  # forward passes whose counts wait to be summed
-EXACT = 2**24  # float32 holds every whole number up to this
-
-
-def fire_counts(pre_activation: Tensor) -> Tensor:
-    """How many elements of each channel are > 0: [B, C, ...] -> int64 [C], exact.
-
-    A float is > 0 exactly when its bits, read as a signed integer, are. So clamping those integers to [0, 1] marks
-    what fired, and several channels are summed at once as lanes of one 64-bit integer: ten times as fast on a CPU in
-    bf16 and channels-last as comparing and summing, which elsewhere is fast enough. Positions are taken together for
-    one of as many times the channels, so that these fill the lanes, and the lanes a vector of the processor. (The NaN
-    whose sign bit is 0 would count; training stops there.)
-    """
-    x = pre_activation.detach()
-    rows, channels = x.movedim(1, -1), x.shape[1]
-    lanes = 8 // x.element_size()
-    at_a_time, positions = lanes // math.gcd(lanes, channels), x.numel() // channels
-    fits = x.dtype in SAME_WIDTH_INTEGER and rows.is_contiguous() and positions % at_a_time == 0
-    if x.device.type != "cpu" or not fits:
-        return (x > 0).sum([d for d in range(x.dim()) if d != 1])
-    while 2 * at_a_time * channels <= AT_ONCE and positions % (2 * at_a_time) == 0:
-        at_a_time *= 2
-    bits = rows.reshape(-1, at_a_time * channels).view(SAME_WIDTH_INTEGER[x.dtype])
-    counts = torch.zeros(bits.shape[1], dtype=torch.int64)
-    at_once = min(LANE_ROWS, max(1, CACHED // bits.shape[1]))
-    marks = torch.empty_like(bits[:at_once])
-    for part in bits.split(at_once):
-        fired = torch.clamp(part, 0, 1, out=marks[: len(part)])
-        counts += fired.view(torch.int64).sum(0).view(bits.dtype)
-    return counts.view(at_a_time, channels).sum(0)
-
-
-def count_positive(positive: Tensor, out: Tensor) -> None:
-    """How many elements of each channel are not 0: [B, C, ...] -> float32 [C], exact up to 2^24. One launch."""
-    dims = [d for d in range(positive.dim()) if d != 1]
-    torch.linalg.vector_norm(positive, 0, dims, dtype=torch.float32, out=out)
 
 
 def slices_of(sizes: dict[str, int]) -> dict[str, slice]:
@@ -110,18 +74,29 @@ class UnitWatch:
     is made or the epoch ends are they summed. So a pass costs an accelerator one launch for each activation layer (two
     where it is no ReLU) and the host never waits for it.
 
+    What is no training step is not counted: passes in evaluation mode or without gradients, what activation
+    checkpointing computes again, a pass that ended in an error, and all that happens within `paused`.
+
     Args:
         model: any network whose activation layers are modules, each used once in a forward pass.
         example: one image [1, C, H, W] on the model's device, for the number of units of each layer.
         passes: how many forward passes of a process make a batch; of several processes, all count.
 
     Raises:
-        ValueError: when an activation layer is used more than once in a forward pass.
+        ValueError: for what cannot be watched, by name (activations that are functions, or of a kind that does not say
+            when a unit fires); and when an activation layer is used more than once in a forward pass.
     """
 
     def __init__(self, model: nn.Module, example: Tensor, passes: int = 1):
         self.passes, self.device = passes, example.device
-        self.layers = units(model, example)
+        found, others = watched(model, example)
+        if others or not found:
+            raise ValueError(
+                f"units cannot be counted in {', '.join(others) or 'a network without activation layers'}: give every "
+                f"activation a module of its own, one of {', '.join(kind.__name__ for kind in ACTIVATION_TYPES)}"
+            )
+        self.layers = {name: layer.units for name, layer in found.items()}
+        self.dims = {name: layer.dim for name, layer in found.items()}
         self.slices = slices_of(self.layers)
         count = sum(self.layers.values())
         # On the host, what is known of each unit: what was counted before the last change of columns, so far.
@@ -131,9 +106,11 @@ class UnitWatch:
         self.batches = 0
         self.followed = 0  # the version of the groups
         self.lay_out(dict(self.layers), torch.arange(count))
-        self.seen: set[str] = set()
+        self.seen: dict[str, int] = {}  # the layers of this pass, and their positions
+        self.inside, self.pauses = False, 0  # of a pass that counts
         modules = activation_layers(model)
         self.hooks = [self.hook(modules[layer], layer) for layer in self.layers]
+        self.hooks.append(model.register_forward_pre_hook(self.begin_pass))
         self.hooks.append(model.register_forward_hook(self.end_pass))
 
     def lay_out(self, channels: dict[str, int], numbers: Tensor) -> None:
@@ -154,11 +131,12 @@ class UnitWatch:
 
     def count(self, module: nn.Module, layer: str, x: Tensor, positive: Tensor | None = None) -> None:
         """Adds what a layer saw, [B, C, ...]; `positive` has the same values above 0 and no others but 0."""
-        if not module.training:
+        if not module.training or not self.inside:
             return
         if layer in self.seen:
             raise ValueError(f"the activation layer {layer} is used twice in a forward pass: give each use its own")
-        self.seen.add(layer)
+        if self.dims[layer] != 1:
+            x, positive = x.movedim(-1, 1), None if positive is None else positive.movedim(-1, 1)
         columns, positions = self.columns[layer], x.numel() // x.shape[1]
         row = self.rows[self.row, columns]
         if positions > EXACT:
@@ -169,11 +147,31 @@ class UnitWatch:
             row.copy_(fire_counts(x))
         else:
             count_positive(x.detach().clamp_min(0) if positive is None else positive.detach(), row)
-        self.pairs[layer] += positions
+        self.seen[layer] = positions
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Passes that are no training steps: a second one for the training accuracy, the first of two of SAM, ..."""
+        self.pauses += 1
+        try:
+            yield
+        finally:
+            self.pauses -= 1
+
+    def begin_pass(self, model: nn.Module, *_):
+        self.inside = model.training and torch.is_grad_enabled() and not self.pauses
+        if self.seen:  # of a pass that ended in an error
+            self.rows[self.row] = 0
+            self.seen.clear()
 
     def end_pass(self, model: nn.Module, *_):
-        if not model.training:
+        if not self.inside:
             return
+        self.inside = False
+        for layer, positions in self.seen.items():
+            self.pairs[layer] += positions
+        for layer in self.layers.keys() - self.seen.keys():  # a block that was passed over
+            self.rows[self.row, self.columns[layer]] = 0
         self.seen.clear()
         self.row += 1
         if self.row % self.passes == 0:

@@ -7,6 +7,7 @@ import torch
 import torchvision
 
 from common import models, units
+from common.machine import counting
 from common.units import Counts
 
 
@@ -72,9 +73,9 @@ def test_fast_counting_is_exact_for_any_type_shape_and_memory_format(shape, dtyp
     x[0, 0], x[-1, 1] = 0.0, -0.0
     x[0, 2], x[-1, 3] = torch.finfo(dtype).tiny / 2, float("inf")  # a subnormal number is > 0
     expected = (x.double() > 0).sum([d for d in range(x.dim()) if d != 1])
-    assert torch.equal(units.fire_counts(x), expected)
+    assert torch.equal(counting.fire_counts(x), expected)
     if x.dim() == 4:
-        assert torch.equal(units.fire_counts(x.to(memory_format=torch.channels_last)), expected)
+        assert torch.equal(counting.fire_counts(x.to(memory_format=torch.channels_last)), expected)
 
 
 def test_a_unit_forced_dead_is_dead_and_one_that_fires_once_is_not():
