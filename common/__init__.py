@@ -1,1 +1,1 @@
-"""The parts that every experiment script shares; a module imports only from those above it in the README's list."""
+"""The parts that every experiment script shares; docs/extending.md has the floor plan."""

@@ -151,6 +151,13 @@ def test_without_a_batch_norm_vitality_is_the_derivative_in_a_gate_on_the_unit(d
         )  # pooling has kinks
 
 
+def test_frozen_batch_norms_are_refused_by_name(digits):
+    model = vgg(True)
+    model[1].requires_grad_(False)
+    with pytest.raises(UserError, match="goes by the gradients of 1, which are frozen"):
+        pruned(model, digits)
+
+
 def test_units_that_nothing_scales_are_refused_by_name(digits):
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)

@@ -70,7 +70,12 @@ def feeders_of(model: nn.Module, groups: Groups) -> dict[str, nn.Module]:
                 "a scale nor a convolution or linear layer feeds; take another method"
             )
     fed = {name for coupling in groups.couplings for name in (*coupling.batch_norms, *coupling.bare)}
-    return {name: module for name, module in model.named_modules() if name in fed}
+    feeders = {name: module for name, module in model.named_modules() if name in fed}
+    frozen = [name for name, m in feeders.items() if not all(p.requires_grad for p in m.parameters(recurse=False))]
+    if frozen:
+        names = ", ".join(frozen[:3])
+        raise UserError(f"METHODS: ds-pruning goes by the gradients of {names}, which are frozen; thaw them")
+    return feeders
 
 
 class Vitality:

@@ -18,7 +18,7 @@ class BatchNormPull(Callback):
         self.strength = strength
 
     def on_gradients(self, training: Training):
-        scales = [norm.weight for norm in batch_norms(training.model)]
+        scales = [norm.weight for norm in batch_norms(training.model) if norm.weight.grad is not None]
         if not scales:
             return
         now = self.strength * (1 - abs(2 * training.progress - 1))
