@@ -1,5 +1,7 @@
 """What other code made is named as such, and what a table shows of a run does not change."""
 
+import shutil
+
 import pytest
 
 from common import files
@@ -93,3 +95,12 @@ def test_a_figure_of_several_scripts_is_labelled_by_what_was_done_in_them():
     assert labels_of(tables, activation)["Resnet18"] == "Swish (Resnet18.py)"
     _, _, noise = COMPARISONS["gradient-noise"]
     assert [noise({"noise_std": value}) for value in (0.0, 0.5)] == ["SGD", "noise 0.5"]
+
+
+def test_a_run_is_found_again_where_its_images_lie_elsewhere(call, photos, tmp_path):
+    flags = "--width 4 --epochs 1 --batch-size 16 --image-size 16 --learning-rates 0.05"
+    assert call("SGD", flags, dataset=photos)[0] == 0
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    output = call("SGD", flags, dataset=moved)[1]
+    assert "finished before" in output
+    assert len(list(tmp_path.rglob("final.pt"))) == 1

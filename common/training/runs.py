@@ -31,9 +31,14 @@ class Run:
 
     def __init__(self, parent: Path, label: str, config: dict):
         self.config = {"format": FORMAT, **config}
-        text = json.dumps(self.config, indent=1, sort_keys=True)
+        text = json.dumps(self.apart(self.config), indent=1, sort_keys=True)
         self.label = label
         self.folder = parent / f"{label.replace(' ', '-')}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    @staticmethod
+    def apart(config: dict) -> dict:
+        """What tells runs apart: all but where the images lie, whose fingerprint decides."""
+        return {name: value for name, value in config.items() if name != "dataset"}
 
     def agree(self) -> None:
         """Raises UserError where the processes want different runs."""
@@ -107,9 +112,10 @@ class Run:
     def other_constants(self, state: dict) -> str:
         """The names of the constants that a file's run had otherwise."""
         dumped = partial(json.dumps, sort_keys=True)
-        theirs = state.get("config", self.config)  # checkpoints of earlier versions do not say
-        names = sorted(theirs.keys() | self.config.keys())
-        return ", ".join(n for n in names if dumped(theirs.get(n)) != dumped(self.config.get(n)))
+        theirs = self.apart(state.get("config", self.config))  # checkpoints of earlier versions do not say
+        ours = self.apart(self.config)
+        names = sorted(theirs.keys() | ours.keys())
+        return ", ".join(n for n in names if dumped(theirs.get(n)) != dumped(ours.get(n)))
 
     def save_checkpoint(self, state: dict) -> None:
         distributed.by_first(lambda: self.keep(state))
