@@ -72,12 +72,12 @@ def shared_conditions(tables: dict[str, list[dict]]) -> dict[tuple[float, float]
     return {key: found[key] for key in order if len(found[key]) > 1}
 
 
-def draw_fire_rates(settings: SimpleNamespace, members: dict[str, str]) -> list[Path]:
+def draw_fire_rates(settings: SimpleNamespace, folders: dict[str, tuple[str, Path]]) -> list[Path]:
     """fire-rates.png and, where units died, batch-norms.png for several scripts, where two of them were run; their
-    paths."""
+    paths. folders: label -> script, and where its results are."""
     tables = {}
-    for script, name in members.items():
-        table = settings.output_dir / script / "accumulation-fire-rates.csv"
+    for name, (script, folder) in folders.items():
+        table = folder / "accumulation-fire-rates.csv"
         tables[name] = read_csv(table) if table.exists() else []
         if tables[name] and not set(death.UNIT) <= tables[name][0].keys():  # left by an earlier version
             print(f"not drawn: {table} has no {', '.join(death.UNIT)}; run {script}.py again")
@@ -156,18 +156,29 @@ def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
     return {key: value for key, value in made.items() if key not in COMPARED}, rows
 
 
+def made_alike(settings: SimpleNamespace, scripts: tuple[str, ...]) -> dict[str, tuple[Path, list[dict]]]:
+    """Script -> the folder with its results and their rows, of those that were made as this script's were: in the same
+    folder, or in one beside it (`studies.study.place_of`)."""
+    own, found = results_of(settings.output_dir, settings.script)[0], {}
+    beside = sorted(path.parent.parent for path in settings.base_dir.glob("*/*/accumulation.csv"))
+    places = [settings.output_dir, settings.base_dir, *beside]
+    for script in scripts:
+        there = {place: result for place in places if (result := results_of(place, script))}
+        alike = [(place / script, rows) for place, (made, rows) in there.items() if made == own]
+        if alike:
+            found[script] = alike[0]
+        elif there:
+            print(f"not drawn together with {script}: its results were made with other settings")
+    return found
+
+
 def compare(settings: SimpleNamespace) -> list[Path]:
     """Draws this script's results together with those of its companions, where these exist and were made alike."""
     drawn = []
-    for name, (title, members, label) in COMPARISONS.items():
-        if settings.script not in members:
+    for name, (title, scripts, label) in COMPARISONS.items():
+        if settings.script not in scripts:
             continue
-        found = {script: results_of(settings.output_dir, script) for script in members}
-        own = found[settings.script][0]
-        found = {script: result for script, result in found.items() if result is not None}
-        for script in [script for script, (made, _) in found.items() if made != own]:
-            print(f"not drawn together with {script}: its results were made with other settings")
-            del found[script]
+        found = made_alike(settings, scripts)
         labels = labels_of({script: rows for script, (_, rows) in found.items()}, label)
         columns = shared_conditions({labels[script]: rows for script, (_, rows) in found.items()})
         if columns:
@@ -176,7 +187,8 @@ def compare(settings: SimpleNamespace) -> list[Path]:
             beside = {key: published_beside(settings.dataset, lines) for key, lines in named.items()}
             curves.epochs_figure(named, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
         if name == "activations":
-            drawn += draw_fire_rates(settings, labels)
+            folders = {labels[script]: (script, folder) for script, (folder, _) in found.items()}
+            drawn += draw_fire_rates(settings, folders)
     return drawn
 
 

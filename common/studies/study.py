@@ -138,7 +138,7 @@ class Study:
         place, note = distributed.by_first(lambda: place_of(self.settings, shared))
         if note:
             print(note)
-        self.settings.output_dir = place
+        self.settings.base_dir, self.settings.output_dir = self.settings.output_dir, place
         self.folder = place / self.settings.script
         distributed.by_first(lambda: self.folder.mkdir(parents=True, exist_ok=True))
 
