@@ -4,7 +4,8 @@
     python benchmarks/training_speed.py --width 64 --batch-size 512 --device cuda
     python benchmarks/training_speed.py --dataset digits --width 8 --steps 10 --rounds 2      seconds, for a look
 
-Four kinds of training take turns of STEPS steps in one process, so that a machine that slows down slows all of them:
+Four kinds of training take turns of STEPS steps in one process, another one first in each round, so that a machine that
+slows down slows all of them:
 
     bare          forward, backward and SGD, on one batch again and again
     whole         a run of this repository: data, augmentation, counting of units, meters, a checkpoint every turn
@@ -207,9 +208,10 @@ def take_turns(constants) -> tuple[dict, dict, dict]:
     with TemporaryDirectory() as folder:
         trained = {name: KINDS[name](constants, dataset, network, folder) for name in constants.kinds}
         for number in range(WARM_UP + constants.rounds):
-            for name, each in trained.items():
+            first = number % len(trained)  # each comes after each other one, as what went before leaves its traces
+            for name in [*trained, *trained][first : first + len(trained)]:
                 with counting() as counts:
-                    took, tested = seconds_of(each, device)
+                    took, tested = seconds_of(trained[name], device)
                 seen[name] = counts
                 if number >= WARM_UP:
                     seconds[name].append(took)
