@@ -105,10 +105,12 @@ def test_the_command_of_a_worker_has_no_jobs_and_its_own_device():
     assert workers.without_jobs(words) == ["--width", "4", "--seeds", "0", "1"]
 
 
-@pytest.mark.parametrize("jobs", ["", "--jobs 2"])
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("jobs", "number", "status"),
+    [("", signal.SIGTERM, 143), ("--jobs 2", signal.SIGTERM, 143), ("--jobs 2", signal.SIGINT, 130)],
+)
 def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path, jobs, number, status):
-    flags = f"{STUDY.replace('--epochs 2', '--epochs 40')} --methods random magnitude {jobs}"
+    flags = f"{STUDY.replace('--epochs 2', '--epochs 20')} --methods random magnitude {jobs}"
     process = begin(tmp_path, flags)
     for line in process.stdout:
         if ", epoch 2/" in line:
