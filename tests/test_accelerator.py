@@ -49,7 +49,7 @@ STUDIES = {  # script and flags
     "Swish": ("Swish", "--precision fp32 --epochs 2 --learning-rates 0.05"),
     "SGD": ("SGD", "--precision fp32 --epochs 2"),
     "SGD with noise": ("SGD_noise", "--precision fp32 --epochs 2"),
-    "ImageNet": ("Imagenet", f"{PHOTOS} --sparsities 0.8"),
+    "ImageNet": ("Imagenet", f"{PHOTOS} --sparsities 0.8 --methods dense earlycrop-s ds-pruning rigl"),
     "ImageNet, accumulation": ("Imagenet", f"{PHOTOS} --study accumulation --micro-batch 4 --noise-std 0.001"),
 }
 MEASURED = {"device", "seconds", "training_speedup", "inference_speedup"}  # the columns that are not the same again
