@@ -230,6 +230,14 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     assert "not finished" not in texts
 
 
+def test_a_sweep_whose_runs_all_fail_leaves_the_table_that_was_there(call, tmp_path):
+    flags = f"--study learning-rate {FEW} --precision fp32 --regularization 0 --learning-rates"
+    assert call("Resnet18", f"{flags} 0.05")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out/Resnet18").iterdir()}
+    assert call("Resnet18", f"{flags} 1e30")[0] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out/Resnet18").iterdir()} == before
+
+
 def test_a_mean_says_how_many_seeds_are_behind_it():
     assert canvas.mean_of([1, 1]) == "one seed"
     assert canvas.mean_of([2, 2]) == "mean of 2 seeds"

@@ -5,21 +5,18 @@ torch is checked before torch is imported.
 """
 
 from common.settings.flags import Parser, constants_of
-from common.settings.kinds import ABSENT, COUNT, KINDS, POSITIVE, PROTOCOLS, check_one, reader
-from common.settings.reading import folder_for, given, passes_of, read
+from common.settings.kinds import ABSENT, COUNT, POSITIVE, PROTOCOLS, reader
+from common.settings.reading import folder_for, given, read
 
 __all__ = [
     "ABSENT",
     "COUNT",
-    "KINDS",
     "POSITIVE",
     "PROTOCOLS",
     "Parser",
-    "check_one",
     "constants_of",
     "folder_for",
     "given",
-    "passes_of",
     "read",
     "reader",
 ]

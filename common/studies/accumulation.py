@@ -9,7 +9,7 @@ from common.files import write_csv
 from common.machine import distributed, workers
 from common.reports import accumulation as report
 from common.studies.study import Study, Trial, run_of, train
-from common.training.fit import with_units
+from common.training.fit import finished
 from common.training.loop import Callback
 
 COLUMNS = [
@@ -68,7 +68,7 @@ class Accumulation(Study):
     def present(self) -> list[dict]:
         """From all finished runs of the plan, whoever made them; returns the rows of the table."""
         runs = [run_of(self.settings, self.shared, trial) for trial in self.trials]
-        finals = [with_units(final) for final in (run.finished() for run in runs) if final]
+        finals = [final for final in map(finished, runs) if final]
         rows = self.rows(finals)
         if rows and not workers.is_worker():
             with self.table_lock():

@@ -64,7 +64,8 @@ class Imagenet(Sparsity):
 
     def write_table(self, rows: list[dict], shown: dict) -> None:
         super().write_table(rows, shown)
-        write_text(self.table.with_suffix(".md"), report.markdown(rows))
+        if rows:
+            write_text(self.table.with_suffix(".md"), report.markdown(rows))
 
     def present(self) -> None:
         report.present(self.settings, self.dataset, self.rows, self.table)

@@ -24,7 +24,7 @@ from common.reports import sparsity as report
 from common.reports.tables import rows_to_extend
 from common.settings.identity import OF_METHODS
 from common.studies.study import Study
-from common.training.fit import fit, with_units
+from common.training.fit import finished, fit
 from common.training.gradients import changes
 from common.training.loop import Callback, Training
 from common.training.runs import Run
@@ -281,10 +281,10 @@ class Sparsity(Study):
         """That of a finished run."""
         if trial not in self.made:
             run = run_of(self.settings, self.shared, trial)
-            final = run.finished()
+            final = finished(run)
             if final is None:
                 return []
-            self.made[trial] = self.row(with_units(final), run.folder)
+            self.made[trial] = self.row(final, run.folder)
         return [dict(self.made[trial])]
 
     def row(self, final: dict, folder: Path) -> dict:
@@ -300,10 +300,10 @@ class Sparsity(Study):
         found, settings = {}, self.settings
         for trial in self.trials:
             if (trial.method, trial.seed) == ("ds-pruning", settings.seeds[0]):
-                final = run_of(settings, self.shared, trial).finished()
+                final = finished(run_of(settings, self.shared, trial))
                 if final is not None:
                     steps = settings.epochs * self.dataset.steps_per_epoch(settings.batch_size)
-                    found[f"{trial.point.target:.0%}"] = report.course_of(with_units(final), steps)
+                    found[f"{trial.point.target:.0%}"] = report.course_of(final, steps)
         return found
 
     def save(self) -> int:

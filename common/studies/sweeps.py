@@ -17,7 +17,7 @@ from common.reports import death
 from common.reports import sweeps as report
 from common.reports.tables import rows_to_extend
 from common.studies.study import Study, Trial, conditions, run_of, train
-from common.training.fit import with_units
+from common.training.fit import finished
 from common.training.loop import Callback
 
 # What tells the runs of a table apart, beside what is swept; footing: at equal `epochs` or at equal `steps`.
@@ -126,7 +126,9 @@ class Tables:
             self.rows[ending] = sorted([*self.rows[ending], *rows], key=self.key)
 
     def write(self, write_origin) -> None:
-        """The main table last: a run is in it when all that it left is written."""
+        """The main table last: a run is in it when all that it left is written. Without a row nothing is touched."""
+        if not self.rows[""]:
+            return
         write_origin(self.paths[""], self.shared)
         for ending in (*self.ENDINGS[1:], ""):
             if self.rows[ending]:
@@ -207,11 +209,11 @@ class Sweep(Study):
     def rows_of(self, key: tuple, run: SweptTrial) -> tuple | None:
         """What a finished run adds to the three tables."""
         if key not in self.made:
-            final = run_of(*self.as_changed(run), run.trial).finished()
+            final = finished(run_of(*self.as_changed(run), run.trial))
             if final is None:
                 return None
             cells, counts = self.cells(run), final["counts"]
-            row = self.row(run, cells, with_units(final))
+            row = self.row(run, cells, final)
             self.made[key] = row, death.layer_rows(cells, counts), death.return_rows(cells, counts)
         return self.made[key]
 

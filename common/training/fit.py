@@ -181,9 +181,9 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
             damaged.
     """
     run.agree()
-    finished = run.final()
-    if finished is not None and is_kept(finished.get("code"), settings.again, f"{run.label}: finished before", run):
-        return with_units(finished)
+    final = run.final()
+    if final is not None and is_kept(final.get("code"), settings.again, f"{run.label}: finished before", run):
+        return with_units(final)
     with run.locked(), memory_watched():
         fitting = Fitting(settings, dataset, run, *arguments, **options)
         fitting.train()
@@ -200,6 +200,12 @@ def is_kept(made_by: str | None, again: bool, what: str, run: Run) -> bool:
         choice = "" if same else "; trained again" if again else "; --again trains it again"
         print(f"{what}{others}, in {run.folder}{choice}")
     return same or not again
+
+
+def finished(run: Run) -> dict | None:
+    """What `fit` returns of a run that is finished, read by this process alone; None of any other."""
+    final = run.finished()
+    return final and with_units(final)
 
 
 def with_units(final: dict) -> dict:
