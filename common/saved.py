@@ -4,7 +4,11 @@
     logits = network(images)  # [B, channels, H, W], normalised as for training -> [B, classes]
 
 The file says which network was built and holds the tensors that are left of it: their shapes alone say what was
-pruned.
+pruned. It also has the mean and deviation of the pixels, float [C] on the scale [0, 1], and the names of the classes:
+
+    final = read("runs/.../final.pt")
+    network = with_pixels(rebuild(final, "it"), final, "it")
+    final["classes"][network(images).argmax()]  # uint8 [1, channels, H, W]
 """
 
 from pathlib import Path
@@ -69,6 +73,37 @@ def rebuild(final: dict, path: Path | str) -> nn.Module:
         reason = f"unknown or missing: {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
         raise UserError(f"{path} does not hold the network that it describes ({reason})") from None
     return model
+
+
+class Pixels(nn.Module):
+    """A network that takes images as they are, uint8 [B, C, H, W], and normalises them as for training.
+
+    mean, deviation: float32 [C] of pixels in [0, 1].
+    """
+
+    def __init__(self, network: nn.Module, mean: Tensor, deviation: Tensor):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", 255 * mean[:, None, None])
+        self.register_buffer("deviation", 255 * deviation[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images.float() - self.mean) / self.deviation)
+
+
+def with_pixels(network: nn.Module, final: dict, path: Path | str) -> Pixels:
+    """The network of `rebuild`, for images as they are.
+
+    Raises:
+        UserError: where the file, as those of earlier versions, does not say how images were normalised.
+    """
+    try:
+        mean, deviation = (torch.tensor(final[name], dtype=torch.float32) for name in ("mean", "deviation"))
+    except KeyError:
+        raise UserError(
+            f"{path} does not say how its images were normalised; add --normalised, and normalise them"
+        ) from None
+    return Pixels(network, mean, deviation).eval()
 
 
 class NoBroadcast(TorchDispatchMode):

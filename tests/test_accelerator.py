@@ -194,7 +194,7 @@ def test_a_network_trained_on_the_device_is_loaded_and_exported_as_any_other(tra
     final = next((tmp_path / "state").rglob("ds-pruning*/final.pt"))
     network, images = saved.load_network(final), torch.ones(3, 1, 8, 8)
     assert all(tensor.device.type == "cpu" for tensor in network.state_dict().values())
-    assert export.main([str(final), str(tmp_path / "network.pt2")]) == 0
+    assert export.main([str(final), str(tmp_path / "network.pt2"), "--normalised"]) == 0
     exported = torch.export.load(tmp_path / "network.pt2").module()
     with torch.no_grad():
         assert torch.allclose(exported(images), network(images), atol=1e-5)

@@ -1,6 +1,7 @@
 """A pruned network is a thing one can keep: loaded in another process, and run without this repository."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -31,6 +32,9 @@ NETWORKS = {  # name -> the network and how much of it is cut out
 EXPORTED = [name for name in NETWORKS if name not in ("dense", "resnet50")]
 BATCHES = (1, 2, 3, 20)
 IMAGES = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+PIXELS = torch.randint(0, 256, IMAGES.shape, generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+MEAN, DEVIATION = (torch.tensor([0.2, 0.5, 0.7]), torch.tensor([0.1, 0.2, 0.3]))
+CLASSES = [f"class {number}" for number in range(10)]
 
 
 def pruned(network: dict, share: float) -> nn.Module:
@@ -51,7 +55,13 @@ def final_of(network: dict, model: nn.Module) -> dict:
     """What a finished run leaves."""
     config = {"format": 1, "seed": 0}
     image = list(IMAGES.shape[1:])
-    return {"config": config, "network": network, "image": image, "model": model.state_dict(), "rows": [], "counts": {}}
+    known = {"mean": MEAN.tolist(), "deviation": DEVIATION.tolist(), "classes": CLASSES}
+    measured = {"rows": [], "counts": {}}
+    return {"config": config, "network": network, "image": image, **known, "model": model.state_dict(), **measured}
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    return (pixels / 255 - MEAN[:, None, None]) / DEVIATION[:, None, None]
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +135,12 @@ def test_loading_takes_and_leaves_no_random_numbers(finals):
 
 
 RUN = """
-import sys, torch
+import json, sys, torch
 torch.set_num_threads(1)
-images, results = torch.load("images.pt"), {}
+images, results, names = torch.load("images.pt"), {}, {"classes.json": ""}
 for path in sys.argv[2:]:
-    network = torch.export.load(path).module()
+    network = torch.export.load(path, extra_files=names).module()
+    assert len(json.loads(names["classes.json"])) == 10
     results[path] = {batch: network(images[:batch]) for batch in map(int, sys.argv[1].split())}
 assert "common" not in sys.modules and "torch_pruning" not in sys.modules
 torch.save(results, "results.pt")
@@ -145,7 +156,7 @@ def test_an_exported_network_runs_without_this_repository_in_batches_of_any_size
     assert [line.split(": ")[0] for line in captured.out.splitlines()] == [str(path) for path in programs.values()]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    torch.save(IMAGES, elsewhere / "images.pt")
+    torch.save(PIXELS, elsewhere / "images.pt")
     done = run_python(["-I", "-c", RUN, " ".join(map(str, BATCHES)), *map(str, programs.values())], elsewhere)
     assert done.returncode == 0, done.stderr  # PyTorch 2.11 warns of its own way to read
     results = torch.load(elsewhere / "results.pt")
@@ -153,7 +164,39 @@ def test_an_exported_network_runs_without_this_repository_in_batches_of_any_size
         for batch in BATCHES:
             logits = results[str(path)][batch]
             assert logits.shape == (batch, 10)
-            assert (logits - models[name](IMAGES[:batch])).abs().max() < 1e-4
+            assert (logits - models[name](normalised(PIXELS[:batch]))).abs().max() < 1e-4
+
+
+def test_an_onnx_file_takes_the_same_images_to_the_same_logits_and_class_names(
+    models, finals, tmp_path, monkeypatch, capsys
+):
+    runtime = [pytest.importorskip(name) for name in export.ONNX][-1]
+    output = tmp_path / "network.onnx"
+    assert exported(finals / "one-channel.pt", output) == 0
+    session = runtime.InferenceSession(output)
+    for batch in (1, 20):
+        (logits,) = session.run(None, {"images": PIXELS[:batch].numpy()})
+        expected = models["one-channel"](normalised(PIXELS[:batch]))
+        assert (torch.from_numpy(logits) - expected).abs().max() < 1e-4
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == CLASSES
+
+
+def test_a_program_that_disagrees_with_its_network_is_not_written(finals, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    refused(capsys, (finals / "dense.pt", tmp_path / "network.onnx"), "pip install onnx onnxscript onnxruntime")
+    right = export.program
+    monkeypatch.setattr(export, "program", lambda network, *how: right(Shifted(network), *how))
+    refused(capsys, (finals / "one-channel.pt", tmp_path / "network.pt2"), "logits are off by 0.5", "not written")
+    assert not list(tmp_path.iterdir())
+
+
+class Shifted(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images) + 0.5
 
 
 def test_the_command_writes_a_program_once_and_says_what_it_is(models, finals, tmp_path):
@@ -173,7 +216,7 @@ def test_the_command_writes_a_program_once_and_says_what_it_is(models, finals, t
 def test_force_replaces_a_program(finals, tmp_path):
     output = tmp_path / "network.pt2"
     output.write_text("in the way")
-    assert exported(finals / "one-channel.pt", output, "--force") == 0
+    assert exported(finals / "one-channel.pt", output, "--force", "--normalised") == 0
     assert torch.export.load(output).module()(IMAGES[:1]).shape == (1, 10)
 
 
@@ -194,12 +237,18 @@ def test_the_size_of_the_images_is_the_runs_or_the_one_asked_for(make, tmp_path,
     path = make(lambda final: final.update(image=[3, 16, 24]))
     output = tmp_path / "network.pt2"
     assert exported(path, output) == 0
-    assert torch.export.load(output).module()(torch.zeros(1, 3, 16, 24)).shape == (1, 10)
-    path = make(lambda final: final.pop("image"))
-    assert exported(path, output, "--force", "--image-size", "40") == 0
+    assert torch.export.load(output).module()(torch.zeros(1, 3, 16, 24, dtype=torch.uint8)).shape == (1, 10)
+
+    def of_an_earlier_version(final: dict) -> None:
+        for name in ("image", "mean", "deviation", "classes"):
+            del final[name]
+
+    path = make(of_an_earlier_version)
+    assert exported(path, output, "--force", "--image-size", "40", "--normalised") == 0
     assert torch.export.load(output).module()(torch.zeros(5, 3, 40, 40)).shape == (5, 10)
     capsys.readouterr()
     refused(capsys, (path, tmp_path / "new.pt2"), "how large its images are", "--image-size")
+    refused(capsys, (path, tmp_path / "new.pt2", "--image-size", "8"), "how its images were normalised", "--normalised")
     refused(capsys, (path, tmp_path / "new.pt2", "--image-size", "2"), "IMAGE_SIZE: got '2', takes")
     path = make(lambda final: final.update(image=[1, 16, 16]))
     refused(capsys, (path, tmp_path / "new.pt2"), "[1, 16, 16]", "3 channels")
@@ -215,7 +264,7 @@ def refused(capsys, arguments: tuple, *words) -> None:
 def test_an_output_of_another_kind_or_nowhere_is_refused(finals, tmp_path, capsys):
     final = finals / "one-channel.pt"
     before = final.read_bytes()
-    refused(capsys, (final, final, "--force"), "ends in .pt2")
+    refused(capsys, (final, final, "--force"), "ends in .pt2 or .onnx")
     refused(capsys, (final, tmp_path / "nowhere" / "network.pt2"), "no folder")
     refused(capsys, (final,), "output", "--help")
     assert final.read_bytes() == before

@@ -159,6 +159,9 @@ class Fitting:
             "code": self.checkpoints.made_by,
             "network": self.network,
             "image": list(self.dataset.example.shape[1:]),
+            "mean": self.dataset.mean.tolist(),
+            "deviation": self.dataset.deviation.tolist(),
+            "classes": list(self.dataset.classes),
             "model": model.state_dict(),
             "rows": self.checkpoints.rows,
             "counts": self.counts.counts(),
@@ -172,9 +175,9 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
     The arguments are those of `Fitting`.
 
     Returns:
-        config; code (the digest of what made it); network; image [C, H, W]; model (the state dict, without padding);
-        rows (a dict an epoch); counts (of every unit and epoch); and the state of every callback in `extra` under its
-        class's name.
+        config; code (the digest of what made it); network; image [C, H, W]; mean and deviation [C] of pixels in [0, 1];
+        classes (their names); model (the state dict, without padding); rows (a dict an epoch); counts (of every unit
+        and epoch); and the state of every callback in `extra` under its class's name.
 
     Raises:
         RunFailed: when the loss is not finite, memory runs out, another process trains this run, or what it left is
