@@ -42,8 +42,8 @@ LOOKS = 20  # cuts of a gradual method from WARMUP to SETTLE
 class Definition:
     """How a score is taken and used, where papers and code leave a choice.
 
-    The defaults are what the authors' code has, but for the mean, which is what helps all four most: on held-out images
-    at 80 % neuron sparsity (`python benchmarks/ablation.py`, the rivals).
+    The defaults are what the authors' code has, but for the mean. On held-out images at 80 % neuron sparsity, one seed,
+    SNAP and EarlySNAP are best with it, EarlyCroP-S with the largest (`python benchmarks/ablation.py`, the rivals).
     """
 
     training: bool = False  # scored in training mode, where batch norm divides by what it sees; else in evaluation mode
