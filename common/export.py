@@ -36,13 +36,11 @@ AGREEMENT = 1e-4  # largest difference from the network's logits, as a share of 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
-def program(
-    network: "nn.Module", image: tuple[int, int, int], dtype: "torch.dtype | None" = None
-) -> "torch.export.ExportedProgram":
-    """The network as a program for images of one size [C, H, W] and kind (fp32), in batches of any size."""
+def program(network: "nn.Module", image: "Tensor") -> "torch.export.ExportedProgram":
+    """The network as a program for images of the size and type of `image` [C, H, W], in batches of any size."""
     import torch
 
-    example = torch.zeros(2, *image, dtype=dtype)  # two, as a batch of one would be taken for a constant
+    example = torch.stack([image, image])  # two, as a batch of one would be taken for a constant
     batch = torch.export.Dim("batch")
     return torch.export.export(network.eval().requires_grad_(False), (example,), dynamic_shapes=({0: batch},))
 
@@ -129,7 +127,7 @@ def save(network: "nn.Module", image: tuple[int, int, int], classes: list[str] |
 
     images = torch.randint(0, 256, (3, *image), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = images / 64 - 2 if given.normalised else images
-    exported = program(network, image, images.dtype)
+    exported = program(network, images[0])
     if given.output.suffix == ".onnx":
         import onnxruntime
 

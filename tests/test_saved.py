@@ -185,7 +185,7 @@ def test_a_program_that_disagrees_with_its_network_is_not_written(finals, tmp_pa
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     refused(capsys, (finals / "dense.pt", tmp_path / "network.onnx"), "pip install onnx onnxscript onnxruntime")
     right = export.program
-    monkeypatch.setattr(export, "program", lambda network, *how: right(Shifted(network), *how))
+    monkeypatch.setattr(export, "program", lambda network, image: right(Shifted(network), image))
     refused(capsys, (finals / "one-channel.pt", tmp_path / "network.pt2"), "logits are off by 0.5", "not written")
     assert not list(tmp_path.iterdir())
 

@@ -49,7 +49,7 @@ def avoid_broken_kernels() -> None:
     """On a CPU with AVX2 and no AVX-512, oneDNN is held to AVX, unless ONEDNN_MAX_CPU_ISA says otherwise.
 
     Its AVX2 kernels corrupt memory in the backward pass of plain convolutions in channels-last whose channels are no
-    multiple of 8 (torch 2.15, an AMD EPYC; fp32). Those of AVX do not, at about half the speed.
+    multiple of 8 (torch 2.11 and 2.15, fp32, an AMD EPYC). Those of AVX do not, at about half the speed.
     """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
