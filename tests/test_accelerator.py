@@ -243,7 +243,7 @@ def test_without_an_accelerator_only_the_cpu_is_taken(device, call):
 
 # Launches and waits ----------------------------------------------------------------------------------------------
 
-STEPS, BATCH = 40, 64
+STEPS, BATCH = 40, 16  # a step launches the same whatever its batch
 NETWORK = {"name": "resnet18", "classes": 10, "channels": 3, "width": 2, "stem": "cifar", "activation": "relu"}
 ALL = ("crop", "flip", "cutout")
 
@@ -300,8 +300,12 @@ class Probe(loop.Callback):
         return acted
 
 
-def one_epoch(device: torch.device, tmp_path, monkeypatch, augmentation=ALL, target=0.0):
-    """What the second of three epochs of a whole run launched and waited for; the looks of DS-Pruning left out."""
+def one_epoch(device: torch.device, tmp_path, monkeypatch, augmentation=ALL, target=0.0, glances=float("inf")):
+    """What the second of three epochs of a whole run launched and waited for; the looks of DS-Pruning left out.
+
+    glances: seconds between two of the progress bar, of which a slow machine would have one a step.
+    """
+    monkeypatch.setattr(fit.Progress, "SECONDS", glances)
     constants = SimpleNamespace(
         **settings.ABSENT,
         **{"epochs": 3, "batch_size": BATCH, "per_pass": BATCH, "passes": 1, "momentum": 0.9, "weight_decay": 5e-4},
@@ -334,8 +338,7 @@ def test_ds_pruning_launches_at_most_40_more_between_two_looks(pretended, tmp_pa
 
 @pytest.mark.parametrize("target", [0.0, 0.8])
 def test_within_an_epoch_the_host_waits_at_the_looks_only(target, pretended, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit.Progress, "SECONDS", 0.0)  # glances at every step
-    assert one_epoch(pretended, tmp_path, monkeypatch, target=target).syncs == {}
+    assert one_epoch(pretended, tmp_path, monkeypatch, target=target, glances=0.0).syncs == {}
 
 
 def test_the_probe_would_see_a_wait(pretended, tmp_path, monkeypatch):
