@@ -48,6 +48,7 @@ UNITS = {"evenness": 1.0, "floor": 0.5}  # what equal neuron sparsity has
 FLOOR = {"floor": 0.5}  # that of DS-Pruning
 CHOICES = {
     "": {},
+    ", the mean of a group": {"combine": "mean"},
     ", summed over a group": {"combine": "sum"},
     ", the largest of a group": {"combine": "maximum"},
     ", training mode": {"training": True},
@@ -56,16 +57,16 @@ CHOICES = {
 SCORES = {"snap": "SNAP", "cropit-s": "CroPit-S", "earlysnap": "EarlySNAP", "earlycrop-s": "EarlyCroP-S"}
 RIVALS = {
     f"{name}{choice}": {"method": method, **({"definition": made} if made else {})}
-    for method, name in {
-        "snap": "SNAP",
-        "cropit-s": "CroPit-S",
-        "earlysnap": "EarlySNAP",
-        "earlycrop-s": "EarlyCroP-S",
-    }.items()
+    for method, name in SCORES.items()
     for choice, made in CHOICES.items()
+    if made != {"combine": METHODS[method].combine}
 } | {
     f"{name}, plan and floor of DS-Pruning": {"method": method, "definition": {**FLOOR, "gradual": True}}
     for method, name in list(SCORES.items())[:2]
+}
+RIVALS["EarlyCroP-S, the mean of a group, training mode"] = {
+    "method": "earlycrop-s",
+    "definition": {"combine": "mean", "training": True},
 }
 RIVALS["EarlySNAP, training mode, floor of 10 %"] = {"method": "earlysnap", "definition": {**FLOOR, "training": True}}
 PARTS: dict[str, dict[str, dict[str, dict]]] = {

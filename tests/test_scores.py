@@ -210,7 +210,8 @@ def test_a_run_has_the_constants_of_its_own_method_and_no_others(call, tmp_path)
     assert call("Resnet18", flags)[0] == 0
     found = {c["method"]: c["constants"] for c in (files.load(p)["config"] for p in tmp_path.rglob("final.pt"))}
     definition = {"training": False, "combine": "mean", "floor": 0.0, "gradual": False}
-    expected = dict.fromkeys(("snap", "cropit-s", "earlysnap", "earlycrop-s"), definition)
+    expected = dict.fromkeys(("snap", "cropit-s", "earlysnap"), definition)
+    expected["earlycrop-s"] = definition | {"combine": "maximum"}
     expected["magnitude"] = {**definition, "warmup": 0.2, "settle": 0.75, "plan_power": 1.5}
     assert found == {method: expected.get(method, {}) for method in methods.split()}
 

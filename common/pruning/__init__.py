@@ -19,10 +19,11 @@ class Method:
     criterion: "module:name" of what scores units, `scores.Criterion`; with it:
         when: a key of `scores.MOMENTS`: at start, in rounds, early or gradually;
         ranking: a key of `scores.RANKINGS`: over the network, or within each layer;
+        combine: what a group's score is of those of its channels: mean, sum or maximum;
         images: whether the criterion looks at training images.
     callback: "module:name" of what makes the callback of a `Task`, or that itself.
-    constants: "module:name" of a function of settings and measure: the constants that the method reads, by which its
-        runs are told apart. None: not said, and so all constants of the script tell them apart.
+    constants: "module:name" of a function of the record, settings and measure: the constants that the method reads, by
+        which its runs are told apart. None: not said, and so all constants of the script tell them apart.
     needs: the method whose result it starts from, which is made first.
     structured: whether whole channels are removed, not single weights.
     targeted: whether it takes a target; without one it has strengths, and how sparse a network gets is a result.
@@ -32,6 +33,7 @@ class Method:
     criterion: str = ""
     when: str = "at start"
     ranking: str = "network"
+    combine: str = "mean"
     images: bool = True
     callback: str | Callable = ""
     constants: str | None = None
@@ -50,7 +52,7 @@ class Method:
         """The constants that it reads, name -> value; None where the record does not say."""
         if self.constants is None:
             return None
-        return find(self.constants)(settings, measure) if self.constants else {}
+        return find(self.constants)(self, settings, measure) if self.constants else {}
 
 
 def sparse(label: str, first: str, update: str = "") -> Method:
@@ -63,17 +65,17 @@ def sparse(label: str, first: str, update: str = "") -> Method:
     return Method(label, callback=masked, constants="", structured=False)
 
 
-DS, SCORE, PLANNED = "ds_pruning:constants_of", "scores:constants_of", "scores:constants_of_gradual"
+DS, SCORE = "ds_pruning:constants_of", "scores:constants_of"
 METHODS: dict[str, Method] = {
     "dense": Method("dense", constants=""),
     "random": Method("random", callback="shapes:RandomAtStart", constants=""),
     "scratch": Method("scratch", callback="shapes:ShapeFromScratch", constants=DS, needs="ds-pruning"),
     "ds-pruning": Method("DS-Pruning", callback="ds_pruning:DSPruning", constants=DS),
-    "magnitude": Method("magnitude", "scores:magnitude", "gradually", "layer", images=False, constants=PLANNED),
+    "magnitude": Method("magnitude", "scores:magnitude", "gradually", "layer", images=False, constants=SCORE),
     "snap": Method("SNAP", "scores:snap", "at start", constants=SCORE),
     "cropit-s": Method("CroPit-S", "scores:cropit", "in rounds", constants=SCORE),
     "earlysnap": Method("EarlySNAP", "scores:snap", "early", constants=SCORE),
-    "earlycrop-s": Method("EarlyCroP-S", "scores:cropit", "early", constants=SCORE),
+    "earlycrop-s": Method("EarlyCroP-S", "scores:cropit", "early", combine="maximum", constants=SCORE),
     "demp": Method("Demon Pruning", callback="demp:DemonPruning", constants="demp:constants_of", targeted=False),
     "magnitude-unstructured": sparse("magnitude-unstructured", "everything", "shrink"),
     "saliency": sparse("saliency", "most_salient"),

@@ -28,7 +28,7 @@ class Constants:
     noise: float = 5e-5  # standard deviation of what is added to every live weight at every step
 
 
-def constants_of(settings, measure: str) -> dict:
+def constants_of(_method, settings, measure: str) -> dict:
     return asdict(Constants())
 
 

@@ -39,7 +39,7 @@ class Constants:
         return cls(**{**BY_MEASURE[measure], **own})
 
 
-def constants_of(settings, measure: str) -> dict:
+def constants_of(_method, settings, measure: str) -> dict:
     return asdict(Constants.of(settings, measure))
 
 

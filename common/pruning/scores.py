@@ -42,8 +42,9 @@ LOOKS = 20  # cuts of a gradual method from WARMUP to SETTLE
 class Definition:
     """How a score is taken and used, where papers and code leave a choice.
 
-    The defaults are what the authors' code has, but for the mean. On held-out images at 80 % neuron sparsity, one seed,
-    SNAP and EarlySNAP are best with it, EarlyCroP-S with the largest (`python benchmarks/ablation.py`, the rivals).
+    The defaults are what the authors' code has, but for the way channels are combined, which a method's record says.
+    On held-out images at 80 % neuron sparsity, one seed, SNAP and EarlySNAP are best with the mean, EarlyCroP-S with
+    the maximum (`python benchmarks/ablation.py`, the rivals).
     """
 
     training: bool = False  # scored in training mode, where batch norm divides by what it sees; else in evaluation mode
@@ -52,9 +53,9 @@ class Definition:
     gradual: bool = False  # little by little, along the plan of DS-Pruning, whatever the method's own moment
 
 
-def definition_of(settings) -> Definition:
-    """With the choices that `settings.definition` makes otherwise, where it has any."""
-    return replace(Definition(), **getattr(settings, "definition", {}))
+def definition_of(method: Method, settings) -> Definition:
+    """A method's own, with the choices that `settings.definition` makes otherwise, where it has any."""
+    return replace(Definition(combine=method.combine), **getattr(settings, "definition", {}))
 
 
 # What: criteria. They may change the network they get, a copy.
@@ -196,7 +197,7 @@ class Scored(Callback):
     def __init__(self, task: Task, method: Method):
         self.task, self.method = task, method
         self.criterion: Criterion = find(method.criterion)
-        self.definition = definition_of(task.settings)
+        self.definition = definition_of(method, task.settings)
 
     def prepare(self, training: Training):
         self.task.check(training.groups)
@@ -324,18 +325,11 @@ MOMENTS = {"at start": AtStart, "in rounds": InRounds, "early": AtEarlyEpoch, "g
 
 def scored(task: Task, method: Method) -> Scored:
     """A method at its own moment, or along the plan of DS-Pruning where the definition says so."""
-    return MOMENTS["gradually" if definition_of(task.settings).gradual else method.when](task, method)
+    return MOMENTS["gradually" if definition_of(method, task.settings).gradual else method.when](task, method)
 
 
-def constants_of(settings, measure: str) -> dict:
-    definition = definition_of(settings)
-    return asdict(definition) | (plan_of(settings, measure) if definition.gradual else {})
-
-
-def constants_of_gradual(settings, measure: str) -> dict:
-    return asdict(definition_of(settings)) | plan_of(settings, measure)
-
-
-def plan_of(settings, measure: str) -> dict:
-    plan = Constants.of(settings, measure)
-    return {"warmup": plan.warmup, "settle": plan.settle, "plan_power": plan.plan_power}
+def constants_of(method: Method, settings, measure: str) -> dict:
+    definition, plan = definition_of(method, settings), Constants.of(settings, measure)
+    if not definition.gradual and method.when != "gradually":
+        return asdict(definition)
+    return asdict(definition) | {name: getattr(plan, name) for name in ("warmup", "settle", "plan_power")}
