@@ -1,1 +1,32 @@
-"""The parts that every experiment script shares; docs/extending.md has the floor plan."""
+"""The parts that every experiment script shares, and what a network of one's own needs of them.
+
+    from common import Pruner, UnitWatch
+
+docs/your-own-network.md shows these at work; docs/extending.md has the floor plan.
+"""
+
+from importlib import import_module
+
+# What is public, and where it is: imported when it is asked for, as torch takes its time.
+PUBLIC = {
+    "Counts": "units",
+    "Groups": "groups",
+    "Pruner": "pruning.pruner",
+    "UnitWatch": "units",
+    "find_groups": "tracing",
+    "load_network": "saved",
+    "load_pruned": "cutting",
+    "own_activations": "models",
+    "program": "export",
+}
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})

@@ -6,9 +6,23 @@ import torch
 from torch import Tensor, nn
 
 ALIVE, PADDING, GONE = 0, 1, 2  # a group's channels: in use; removed but still in the tensors; removed
-WEIGHTED = (nn.Conv2d, nn.Linear)
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 RESIZED = (*WEIGHTED, nn.modules.batchnorm._BatchNorm)
 TENSORS = ("weight", "bias", "running_mean", "running_var")  # theirs, all with the output channels as dimension 0
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each input channel makes one output channel: both go together."""
+    return getattr(module, "groups", 1) > 1 and module.groups == module.in_channels == module.out_channels
+
+
+def by_output(module: nn.Module, tensor: Tensor) -> Tensor:
+    """A view of a tensor like the layer's weight, output channels first: a transposed convolution has them second."""
+    return tensor.movedim(1, 0) if _is_transposed(module) else tensor
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.conv._ConvTransposeNd) and not is_depthwise(module)
 
 
 class GroupError(ValueError):
@@ -45,7 +59,16 @@ def shrink_to(model: nn.Module, state_dict: dict[str, Tensor]) -> nn.Module:
         if tensor.shape != new:
             _replace(tensor, _formatted(tensor.detach()[tuple(slice(size) for size in new)], tensor))
     for _, module in layers:
-        tell_shapes(module, depthwise=getattr(module, "groups", 1) > 1 and module.weight.shape[1] == 1)
+        tell_shapes(module)
+    return model
+
+
+def load_pruned(model: nn.Module, state_dict: dict[str, Tensor]) -> nn.Module:
+    """A dense network brought to the shapes and the weights of a pruned one's state dict, in place; returns it.
+
+    Raises GroupError, with nothing changed, if a shape is no cut of the network's own.
+    """
+    shrink_to(model, state_dict).load_state_dict(state_dict)
     return model
 
 
@@ -58,24 +81,28 @@ def selection(channels: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 def cut_tensor(
     tensor: Tensor, dims: list[tuple[Tensor, Tensor]], fill: float, optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Cut a parameter or buffer, its gradient, and the optimiser's tensors of its shape."""
+    """Cut a parameter or buffer, its gradient, and the optimiser's tensors of its shape; where such a tensor has 1 in
+    the place of a dimension, as Adafactor's factors have, only the others are cut."""
     shape = tensor.shape
     if all(len(kept) == size and not len(padding) for size, (kept, padding) in zip(shape, dims, strict=False)):
         return
     dims = [(kept.to(tensor.device), padding.to(tensor.device)) for kept, padding in dims]
     slots = optimizer.state.get(tensor, {}) if optimizer is not None else {}
     for key, value in slots.items():
-        if isinstance(value, Tensor) and value.shape == shape:
-            slots[key] = _select(value, dims, 0.0)
+        sizes = value.shape if isinstance(value, Tensor) and value.dim() == len(shape) > 0 else ()
+        if sizes and all(size in (1, whole) for size, whole in zip(sizes, shape, strict=True)):
+            pairs = zip(sizes, shape, dims, strict=False)
+            slots[key] = _select(value, [pair if size == whole else None for size, whole, pair in pairs], 0.0)
     gradient = None if tensor.grad is None else _select(tensor.grad, dims, 0.0)
     _replace(tensor, _select(tensor.detach(), dims, fill))
     tensor.grad = gradient
 
 
-def _select(tensor: Tensor, dims: list[tuple[Tensor, Tensor]], fill: float) -> Tensor:
-    """The kept channels along each of the first dimensions, with `fill` at padding, in the same memory format."""
+def _select(tensor: Tensor, dims: list[tuple[Tensor, Tensor] | None], fill: float) -> Tensor:
+    """The kept channels along each of the first dimensions but those that are None, with `fill` at padding, in the same
+    memory format."""
     result = tensor
-    for dim, (kept, padding) in enumerate(dims):
+    for dim, (kept, padding) in ((dim, pair) for dim, pair in enumerate(dims) if pair is not None):
         if len(kept) < result.shape[dim]:
             result = result.index_select(dim, kept)
         if len(padding):
@@ -105,16 +132,22 @@ def _replace(tensor: Tensor, new: Tensor) -> None:
 
 def width_of(module: nn.Module) -> int:
     """The output channels that a layer's tensors have; a batch-norm without any has what it was made for."""
+    if _is_transposed(module):
+        return module.weight.shape[1] * module.groups
     sizes = [len(tensor) for key in TENSORS if (tensor := getattr(module, key, None)) is not None]
     return sizes[0] if sizes else module.num_features
 
 
-def tell_shapes(module: nn.Module, depthwise: bool) -> None:
+def tell_shapes(module: nn.Module) -> None:
     """Let a layer's own numbers say what shape its tensors have."""
-    if isinstance(module, nn.Conv2d):
-        module.out_channels = module.weight.shape[0]
-        module.groups = module.out_channels if depthwise else module.groups
-        module.in_channels = module.weight.shape[1] * module.groups
+    if isinstance(module, nn.modules.conv._ConvNd):
+        if is_depthwise(module):
+            module.groups = module.weight.shape[0]
+        outputs, inputs = by_output(module, module.weight).shape[:2]
+        if _is_transposed(module):
+            module.out_channels, module.in_channels = outputs * module.groups, inputs
+        else:
+            module.out_channels, module.in_channels = outputs, inputs * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     else:

@@ -25,12 +25,20 @@ from common.cutting import (
     WEIGHTED,
     GroupError,
     bare_copy,
+    by_output,
     cut_tensor,
     selection,
     tell_shapes,
     width_of,
 )
 from common.models import activation_layers
+
+
+def kernel_of(module: nn.Module) -> int:
+    """Weights between one input and one output channel; of a convolution in groups, all of one output channel's."""
+    return (
+        module.weight.numel() // width_of(module) if getattr(module, "groups", 1) > 1 else module.weight[0, 0].numel()
+    )
 
 
 @dataclass(frozen=True)
@@ -62,9 +70,11 @@ class Groups:
     layer_units: activation layer -> its units in the dense network.
     outputs, inputs: layer -> int64 [dense size], the group of each output (input) channel; G where the channel is in
         no group, as image channels and classes are. A depthwise convolution has no inputs of its own.
-    kernels: convolution or linear layer -> weights between one input and one output channel.
+    kernels: convolution or linear layer -> weights between one input and one output channel (`kernel_of`).
     positions: the same layer -> positions of its output in one pass of one example; 1 for a linear layer.
     version: grows whenever something is cut out or restored.
+    kept: layer -> why the channels that it shares with others stay, whatever is asked for.
+    followers: networks of the same architecture that every cut is made in too, such as averages of the weights.
     """
 
     def __init__(
@@ -74,14 +84,18 @@ class Groups:
         inputs: dict[str, Tensor],
         positions: dict[str, int],
         model: nn.Module,
+        kept: dict[str, str] | None = None,
     ):
+        self.kept = kept or {}
+        self.followers: list[nn.Module] = []
         self.couplings = tuple(couplings)
         self.outputs, self.inputs, self.positions = outputs, inputs, positions
-        self.coupling = torch.arange(len(couplings)).repeat_interleave(torch.tensor([c.size for c in couplings]))
+        sizes = torch.tensor([coupling.size for coupling in couplings], dtype=torch.int64)
+        self.coupling = torch.arange(len(couplings)).repeat_interleave(sizes)
         self.layer_units = {name: len(outputs[name]) for name in activation_layers(model) if name in outputs}
         units = torch.cat([outputs[name] for name in self.layer_units] or [torch.empty(0, dtype=torch.int64)])
         self.units = torch.bincount(units, minlength=len(self) + 1)[:-1]
-        self.kernels = {n: m.weight[0, 0].numel() for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
+        self.kernels = {n: kernel_of(m) for n, m in model.named_modules() if isinstance(m, WEIGHTED)}
         self._state = torch.zeros(len(self) + 1, dtype=torch.uint8)  # the last: channels in no group, ever alive
         self._cache: dict = {}  # of this state
         self.version = 0  # how often the state changed
@@ -186,6 +200,8 @@ class Groups:
             state[spare[:padding]] = PADDING
             state[spare[padding:]] = GONE
         self._resize(model, optimizer, after)
+        for follower in self.followers:
+            self._resize(follower, None, after)
         self._enter(after)
         return int(mask.sum())
 
@@ -208,7 +224,8 @@ class Groups:
         mine = self.state_dict()
         if any(saved[key] != mine[key] for key in ("names", "sizes")) or (saved["state"] < self._state).any():
             raise GroupError("the saved groups are not those of this network")
-        self._resize(model, None, saved["state"])
+        for network in (model, *self.followers):
+            self._resize(network, None, saved["state"])
         self._enter(saved["state"].clone())
 
     def _enter(self, state: Tensor) -> None:
@@ -230,5 +247,7 @@ class Groups:
                 tensor = getattr(module, key, None)
                 if tensor is not None:
                     dims = [outputs, *inputs] if key == "weight" else [outputs]
+                    if dims[1:] and by_output(module, tensor) is not tensor:
+                        dims.reverse()
                     cut_tensor(tensor, dims, 1.0 if key == "running_var" else 0.0, optimizer)
-            tell_shapes(module, depthwise=name in self.kernels and name not in self.inputs)
+            tell_shapes(module)

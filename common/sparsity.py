@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common.cutting import WEIGHTED, bare_copy
 from common.groups import Groups
-from common.models import units
+from common.models import call, each, units
 
 
 class Size(NamedTuple):
@@ -60,7 +60,7 @@ def layer_flops(model: nn.Module, image: Tensor) -> dict[str, int]:
     """FLOPs of one forward pass per example, for each module that has any; under "", those of the whole network."""
     shadow = bare_copy(model).to("meta").eval()  # shapes are all that counts: nothing is computed
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shadow(image.to("meta"))
+        call(shadow, each(lambda x: x.to("meta"), image))
     root = type(model).__name__  # the counter's name for the network, and the first part of every layer's
     counts = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
     return {name.removeprefix(root).removeprefix("."): count for name, count in counts.items() if name != "Global"}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from common.models import ACTIVATION_TYPES, activation_layers, batch_norms, watched
+from common.models import ACTIVATION_TYPES, Inputs, activation_layers, batch_norms, call, check_bare, each, watched
 
 if TYPE_CHECKING:
     import torch_pruning as tp
-from common.cutting import RESIZED, WEIGHTED, GroupError, bare_copy, width_of
+from common.cutting import RESIZED, WEIGHTED, GroupError, bare_copy, by_output, is_depthwise, width_of
 from common.groups import Coupling, Groups
 
 # Finding the groups.
@@ -22,85 +23,98 @@ Member = tuple[str, bool, list[int], list[int]]
 Traced = tuple[list[Member], bool, set[str]]  # a coupling's members, whether it is gated, its bare layers
 
 
-def find_groups(model: nn.Module, image: Tensor) -> Groups:
-    """Find the groups of a network of any architecture by tracing one pass of `image` [1, C, H, W].
+def find_groups(model: nn.Module, inputs: Inputs) -> Groups:
+    """Find the groups of a network of any architecture by tracing one pass of one example: an image [1, C, H, W], or a
+    tuple of inputs.
 
-    The image's values do not matter, and of the sizes that the network takes the smallest is the fastest. Neither the
-    network nor the global random state is touched. What was found is put to the proof: without a random half of its
-    channels the network must compute what it computes with them at zero. Raises GroupError, in one line, for a
-    network that cannot be traced or whose channels cannot be cut out exactly.
-    (Only FLOPs depend on the size of the image.)
+    The values do not matter, and of the sizes that the network takes the smallest is the fastest. (Only FLOPs depend on
+    the size of an image.) Neither the network nor the global random state is touched. What was found is put to the
+    proof: without a random half of its channels the network must compute what it computes with them at zero. Channels
+    of which that is not true, or which a layer reads that cannot be cut, stay; `Groups.kept` names them.
+
+    Raises:
+        GroupError: in one line, for a network that cannot be traced, or of which nothing can be cut out exactly.
+        ValueError: for a network in a wrapper, as DistributedDataParallel.
     """
+    check_bare(model)
     probe = bare_copy(model).cpu().float().eval().requires_grad_()
     try:
-        image = image.detach().cpu().float()
-        groups = _number(probe, *_trace(probe, image), _positions(probe, image))
-        exact = _is_exact(groups, probe, image.shape)
+        inputs = each(lambda x: x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu(), inputs)
+        traced, units, kept = _trace(probe, inputs)
+        positions = _positions(probe, inputs)
+        groups = _number(probe, traced, units, positions, kept)
+        if not _is_exact(groups, probe, inputs):  # whose fault is it?
+            alone = [_number(probe, [found], units, positions, {}) for found in traced]
+            fine = [found for found, own in zip(traced, alone, strict=True) if _is_exact(own, probe, inputs)]
+            kept |= {f[0][0][0]: "cutting them changes what the others compute" for f in traced if f not in fine}
+            groups = _number(probe, fine, units, positions, kept)
+            if fine and not _is_exact(groups, probe, inputs):
+                raise GroupError(
+                    f"cannot trace {type(model).__name__}: cutting channels changes what the others compute"
+                )
     except GroupError:
         raise
     except Exception as error:  # whatever the network's own code, autograd or Torch-Pruning may raise
         reason = str(error).strip().partition("\n")[0]
         raise GroupError(f"cannot trace {type(model).__name__}: {type(error).__name__}: {reason}") from error
-    if not exact:
-        raise GroupError(f"cannot trace {type(model).__name__}: cutting channels changes what the others compute")
+    if not groups.couplings:
+        name, reason = next(iter(kept.items()), ("", "found no channel that can be removed"))
+        raise GroupError(
+            f"cannot trace {type(model).__name__}: {f'the channels of {name} stay: ' * bool(name)}{reason}"
+        )
     return groups
 
 
-def _trace(probe: nn.Module, image: Tensor) -> tuple[list[Traced], dict[str, int]]:
-    """Every coupling except the classes; and activation layer -> units."""
+def _trace(probe: nn.Module, inputs: Inputs) -> tuple[list[Traced], dict[str, int], dict[str, str]]:
+    """Every coupling except the classes; activation layer -> units; the couplings that stay, and why."""
     import torch_pruning as tp  # here, as most of those who import Groups trace nothing
 
-    activations = activation_layers(probe)
-    units = {name: layer.units for name, layer in watched(probe, image)[0].items()}
-    calls: Counter[str] = Counter()
-
-    def note(name: str):
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            calls[name] += 1
-
-        return hook
-
-    for name, module in activations.items():
-        module.register_forward_hook(note(name))
+    activations, seen = activation_layers(probe), watched(probe, inputs)
+    for name, count in seen.shared.items():
+        raise GroupError(
+            f"activation layer {name} is used {count} times: each use needs a module of its own (see own_activations)"
+        )
+    units = {name: layer.units for name, layer in seen.layers.items()}
     graph = tp.DependencyGraph()
     with torch.enable_grad():
         graph.build_dependency(
             probe,
-            image,
-            forward_fn=lambda network, inputs: network(inputs),
+            inputs,
+            forward_fn=lambda network, x: [t for t in tree_leaves(call(network, x)) if isinstance(t, Tensor)],
             # As customised layers, activations become nodes of the graph by themselves.
             customized_pruners={type(module): tp.ops.DummyPruner() for module in activations.values()},
             verbose=False,
         )
-    for module in activations.values():
-        module._forward_hooks.clear()
-    for name, count in calls.items():
-        if count > 1:
-            raise GroupError(f"activation layer {name} is used {count} times: each use needs a module of its own")
     names = {module: name for name, module in probe.named_modules()}
     removable = [found for found in graph.get_all_groups() if not _is_output(graph, found)]
-    couplings = [
-        (list(_members(graph, found, names)), _is_gated(graph, found), _bare(graph, found, names))
-        for found in removable
-    ]
-    if not couplings:
-        raise GroupError(f"cannot trace {type(probe).__name__}: found no channel that can be removed")
-    return couplings, units
+    couplings, kept = [], {}
+    for found in removable:
+        try:
+            members = list(_members(graph, found, names))
+        except GroupError as reason:
+            kept[names.get(found[0].dep.target.module, "a parameter")] = str(reason)
+        else:
+            couplings.append((members, _is_gated(graph, found), _bare(graph, found, names)))
+    return couplings, units, kept
 
 
 @torch.no_grad()
-def _positions(probe: nn.Module, image: Tensor) -> dict[str, int]:
-    """Convolution or linear layer -> positions of its output in one pass of one example, over all its uses."""
+def _positions(probe: nn.Module, inputs: Inputs) -> dict[str, int]:
+    """Convolution or linear layer -> positions of its output in one pass of one example, over all its uses; of a
+    transposed convolution, of its input, which each of its weights meets once."""
     found: Counter[str] = Counter()
 
     def note(name: str):
-        def hook(module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            found[name] += output[0].numel() // width_of(module)
+        def hook(module: nn.Module, given: tuple, output: Tensor) -> None:
+            if isinstance(module, nn.modules.conv._ConvTransposeNd):
+                found[name] += given[0][0].numel() // module.in_channels
+            else:
+                found[name] += output[0].numel() // width_of(module)
 
         return hook
 
     hooks = [m.register_forward_hook(note(name)) for name, m in probe.named_modules() if isinstance(m, WEIGHTED)]
-    probe(image)
+    call(probe, inputs)
     for hook in hooks:
         hook.remove()
     return dict(found)
@@ -112,19 +126,24 @@ def _is_output(graph: "tp.DependencyGraph", found: "tp.Group") -> bool:
 
 
 def _is_gated(graph: "tp.DependencyGraph", found: "tp.Group") -> bool:
-    """Whether every way from a layer of the coupling to one that reads it leads through an activation layer."""
+    """Whether every way from a layer of the coupling to one that reads it leads through an activation layer; of the two
+    factors of a product, as in squeeze-and-excitation, one is enough."""
     inside = {dep.target for dep, _ in found.items}
     readers = [dep.target for dep, _ in found.items if not graph.is_out_channel_pruning_fn(dep.handler)]
-    ahead = [node for reader in readers for node in reader.inputs if node in inside]
-    seen = set()
+    starts = [node for reader in readers for node in reader.inputs if node in inside]
+    ahead, gated = list(starts), {}
     while ahead:
-        node = ahead.pop()
-        if isinstance(node.module, RESIZED):
-            return False
-        if node not in seen and not isinstance(node.module, ACTIVATION_TYPES):
-            ahead += [node for node in node.inputs if node in inside]
-        seen.add(node)
-    return True
+        node = ahead[-1]
+        before = [] if isinstance(node.module, (*RESIZED, *ACTIVATION_TYPES)) else node.inputs
+        before = [source for source in before if source in inside]
+        unknown = [source for source in before if source not in gated]
+        if node in gated or not unknown:
+            ways = [gated.get(source, True) for source in before]
+            is_product = "MulBackward" in getattr(node.module, "_grad_fn", "")
+            gated[node] = not isinstance(node.module, RESIZED) and (any(ways) if is_product and ways else all(ways))
+            ahead.pop()
+        ahead += [] if node in gated else unknown
+    return all(gated[node] for node in starts)
 
 
 def _bare(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Module, str]) -> set[str]:
@@ -155,12 +174,12 @@ def _members(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Modu
         name = names[module]
         if not isinstance(module, (*RESIZED, *ACTIVATION_TYPES)):
             raise GroupError(f"cannot cut channels out of {name}, a {type(module).__name__}")
-        if getattr(module, "groups", 1) > 1 and not module.groups == module.in_channels == module.out_channels:
+        if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
             raise GroupError(f"cannot cut channels out of {name}, a grouped convolution")
         yield name, not graph.is_out_channel_pruning_fn(item.dep.handler), item.idxs, item.root_idxs
 
 
-def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], positions: dict[str, int]) -> Groups:
+def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], positions: dict[str, int], kept) -> Groups:
     """Number couplings and groups in the order of the network, and note the group of every channel."""
     order = {name: position for position, (name, _) in enumerate(probe.named_modules())}
     layers = {name: module for name, module in probe.named_modules() if isinstance(module, RESIZED)}
@@ -169,7 +188,7 @@ def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], posit
     for name, module in layers.items():
         tables[name, False] = torch.full((width_of(module),), -1)
         if isinstance(module, WEIGHTED) and getattr(module, "groups", 1) == 1:
-            tables[name, True] = torch.full((module.weight.shape[1],), -1)
+            tables[name, True] = torch.full((by_output(module, module.weight).shape[1],), -1)
     couplings, start = [], 0
     for members, gated, bare in sorted(traced, key=lambda found: min(order[name] for name, *_ in found[0])):
         members.sort(key=lambda member: order[member[0]])
@@ -188,23 +207,44 @@ def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], posit
         table[table == -1] = start
     outputs = {name: table for (name, is_input), table in tables.items() if not is_input}
     inputs = {name: table for (name, is_input), table in tables.items() if is_input}
-    return Groups(couplings, outputs, inputs, positions, probe)
+    return Groups(couplings, outputs, inputs, positions, probe, kept)
 
 
 @torch.no_grad()
-def _is_exact(groups: Groups, probe: nn.Module, shape: torch.Size) -> bool:
-    """Whether the network computes the same with half of its channels at zero and without them. Spoils the probe."""
+def redraw(model: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
+    """Gives every parameter values that matter, in place: a new network may have zeros, or scales near 0, that hide
+    what lies behind them."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.normal_(0, (parameter.numel() / len(parameter)) ** -0.5, generator=generator)
+        else:
+            parameter.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+@torch.no_grad()
+def _is_exact(groups: Groups, probe: nn.Module, inputs: Inputs) -> bool:
+    """Whether the network computes the same with half of its channels at zero and without them."""
     generator = torch.Generator().manual_seed(0)
     removed = torch.rand(len(groups), generator=generator) < 0.5
     removed[[coupling.start for coupling in groups.couplings]] = False
-    images = torch.randn(2, *shape[1:], generator=generator).double()
-    for norm in batch_norms(probe.double()):
-        norm.train()  # by the statistics of the two images, so that no signal fades on its way through a new network
-    small = bare_copy(probe)
-    copy.copy(groups).cut(small, None, removed)
-    for name, module in probe.named_modules():
-        for key in ("weight", "bias") if isinstance(module, RESIZED) else ():
-            if (tensor := getattr(module, key)) is not None:
-                tensor[groups.spread(name, removed)] = 0
-    zeroed, cut = probe(images), small(images)
-    return bool((zeroed - cut).abs().max() <= 1e-6 * zeroed.abs().max())
+    zeroed = redraw(bare_copy(probe).double(), generator)
+    for norm in batch_norms(zeroed):
+        norm.train()  # by the statistics of the two examples, so that no signal fades on its way through a new network
+
+    def two(x: Tensor) -> Tensor:
+        random = x.is_floating_point()
+        return torch.randn(2, *x.shape[1:], generator=generator).double() if random else torch.cat([x, x])
+
+    examples, small = each(two, inputs), bare_copy(zeroed)
+    try:
+        copy.copy(groups).cut(small, None, removed)
+        for name, module in zeroed.named_modules():
+            for key in ("weight", "bias") if isinstance(module, RESIZED) else ():
+                if (tensor := getattr(module, key)) is not None:
+                    tensor = by_output(module, tensor) if key == "weight" else tensor
+                    tensor[groups.spread(name, removed)] = 0
+        pairs = zip(tree_leaves(call(zeroed, examples)), tree_leaves(call(small, examples)), strict=True)
+        return all((a - b).abs().max() <= 1e-6 * a.abs().max() for a, b in pairs if isinstance(a, Tensor))
+    except (RuntimeError, ValueError):  # shapes that no longer fit
+        return False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.groups import Groups
 from common.machine import devices, distributed, environment
 from common.machine.counting import EXACT, count_positive, fire_counts
-from common.models import ACTIVATION_TYPES, activation_layers, watched
+from common.models import ACTIVATION_TYPES, Inputs, activation_layers, watched
 
 NEARLY_DEAD = 0.001  # a fire rate at or below this
 ROWS = 64  # forward passes whose counts wait to be summed
@@ -79,7 +79,7 @@ class UnitWatch:
 
     Args:
         model: any network whose activation layers are modules, each used once in a forward pass.
-        example: one image [1, C, H, W] on the model's device, for the number of units of each layer.
+        example: one image [1, C, H, W] on the model's device, or a tuple of inputs, for the units of each layer.
         passes: how many forward passes of a process make a batch; of several processes, all count.
 
     Raises:
@@ -87,16 +87,18 @@ class UnitWatch:
             when a unit fires); and when an activation layer is used more than once in a forward pass.
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, passes: int = 1):
-        self.passes, self.device = passes, example.device
-        found, others = watched(model, example)
-        if others or not found:
+    def __init__(self, model: nn.Module, example: Inputs, passes: int = 1):
+        self.passes, self.device = passes, (example[0] if isinstance(example, tuple) else example).device
+        seen = watched(model, example)
+        others = seen.unwatched + [f"{name}, used {count} times" for name, count in seen.shared.items()]
+        if others or not seen.layers:
             raise ValueError(
                 f"units cannot be counted in {', '.join(others) or 'a network without activation layers'}: give every "
-                f"activation a module of its own, one of {', '.join(kind.__name__ for kind in ACTIVATION_TYPES)}"
+                f"activation a module of its own, one of {', '.join(kind.__name__ for kind in ACTIVATION_TYPES)} "
+                "(own_activations does so for most networks)"
             )
-        self.layers = {name: layer.units for name, layer in found.items()}
-        self.dims = {name: layer.dim for name, layer in found.items()}
+        self.layers = {name: layer.units for name, layer in seen.layers.items()}
+        self.dims = {name: layer.dim for name, layer in seen.layers.items()}
         self.slices = slices_of(self.layers)
         count = sum(self.layers.values())
         # On the host, what is known of each unit: what was counted before the last change of columns, so far.
@@ -138,6 +140,10 @@ class UnitWatch:
         if self.dims[layer] != 1:
             x, positive = x.movedim(-1, 1), None if positive is None else positive.movedim(-1, 1)
         columns, positions = self.columns[layer], x.numel() // x.shape[1]
+        if x.shape[1] != columns.stop - columns.start:
+            raise ValueError(
+                f"{layer} was cut to {x.shape[1]} channels without this watch: close it (or let it follow)"
+            )
         row = self.rows[self.row, columns]
         if positions > EXACT:
             counts = (x.detach() > 0).sum([d for d in range(x.dim()) if d != 1])

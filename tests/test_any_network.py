@@ -151,11 +151,18 @@ def test_without_a_batch_norm_vitality_is_the_derivative_in_a_gate_on_the_unit(d
         )  # pooling has kinks
 
 
-def test_frozen_batch_norms_are_refused_by_name(digits):
+def test_frozen_batch_norms_are_judged_and_pressed_and_take_no_step(digits):
+    torch.manual_seed(0)
     model = vgg(True)
-    model[1].requires_grad_(False)
-    with pytest.raises(UserError, match="goes by the gradients of 1, which are frozen"):
-        pruned(model, digits)
+    for norm in (model[1], model[4]):
+        norm.eval().requires_grad_(False)
+    run, pruning = pruned(model, digits)
+    assert pruning.log[-1]["measured"] >= 0.6
+    assert sum(entry["cut_still_firing"] for entry in pruning.log) == 0
+    for norm in (model[1], model[4]):
+        assert not any(parameter.requires_grad for parameter in norm.parameters())
+        assert (norm.weight == 1).all()  # those that are left
+        assert (norm.bias == 0).all()
 
 
 def test_units_that_nothing_scales_are_refused_by_name(digits):

@@ -599,26 +599,20 @@ class Broken(Plain):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Shuffled(), "cannot trace Shuffled: cutting channels changes what the others compute"),
-        (Shifted(), "cannot trace Shifted: cutting channels changes what the others compute"),
-        (Reshaped(), "cannot trace Reshaped: .*"),
         (Untraceable(), "cannot trace Untraceable: .*"),
         (Broken(), "cannot trace Broken: RuntimeError: no such thing"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), "cannot trace Sequential: found no channel .*"),
         (torchvision.models.resnet18(), "activation layer layer1.0.relu is used 2 times: .*"),
         (
             nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 9, 1)),
-            "cannot cut channels out of 1, a grouped convolution",
+            "cannot trace Sequential: the channels of 1 stay: cannot cut channels out of 1, a grouped convolution",
         ),
         (
             nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 9, 1)),
-            "cannot cut channels out of 1, a GroupNorm",
+            "cannot trace Sequential: the channels of 0 stay: cannot cut channels out of 1, a GroupNorm",
         ),
     ],
     ids=[
-        "shuffled",
-        "shifted",
-        "reshaped",
         "untraceable",
         "broken",
         "no-channels",
@@ -633,6 +627,13 @@ def test_a_network_that_cannot_be_traced_is_one_clear_error(network, message):
         find_groups(network, IMAGE)
     assert "\n" not in str(raised.value)
     assert_same(tensors(network), before)
+
+
+@pytest.mark.parametrize("kind", [Shuffled, Shifted, Reshaped])
+def test_channels_that_cannot_be_cut_exactly_stay_and_are_named(kind):
+    groups = find_groups(kind(), IMAGE)
+    assert [coupling.name for coupling in groups.couplings] == ["conv2"]
+    assert groups.kept == {"conv1": "cutting them changes what the others compute"}
 
 
 def test_the_plain_network_among_them_is_traced():

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from importlib import import_module
 
 
-def find(path: str) -> Callable:
+def find(path: str | Callable) -> Callable:
     """What "module:name" names; a module without a dot is one of this package."""
+    if callable(path):
+        return path
     module, name = path.split(":")
     return getattr(import_module(module if "." in module else f"{__name__}.{module}"), name)
 
@@ -16,7 +18,7 @@ class Method:
     """A method is either a criterion, applied at some moment, or a callback of its own; `dense` is neither.
 
     label: its name in figures and tables.
-    criterion: "module:name" of what scores units, `scores.Criterion`; with it:
+    criterion: "module:name" of what scores units, `scores.Criterion`, or that itself; with it:
         when: a key of `scores.MOMENTS`: at start, in rounds, early or gradually;
         ranking: a key of `scores.RANKINGS`: over the network, or within each layer;
         combine: what a group's score is of those of its channels: mean, sum or maximum;
@@ -30,7 +32,7 @@ class Method:
     """
 
     label: str
-    criterion: str = ""
+    criterion: str | Callable = ""
     when: str = "at start"
     ranking: str = "network"
     combine: str = "mean"
@@ -45,8 +47,7 @@ class Method:
         """Those that prune while the loop trains."""
         if self.criterion:
             return [find("scores:scored")(task, self)]
-        make = find(self.callback) if isinstance(self.callback, str) and self.callback else self.callback
-        return [make(task)] if make else []
+        return [find(self.callback)(task)] if self.callback else []
 
     def constants_of(self, settings, measure: str) -> dict | None:
         """The constants that it reads, name -> value; None where the record does not say."""

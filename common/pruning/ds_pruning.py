@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from common.cutting import by_output
 from common.errors import UserError
 from common.groups import Groups
 from common.machine import devices
@@ -70,12 +71,7 @@ def feeders_of(model: nn.Module, groups: Groups) -> dict[str, nn.Module]:
                 "a scale nor a convolution or linear layer feeds; take another method"
             )
     fed = {name for coupling in groups.couplings for name in (*coupling.batch_norms, *coupling.bare)}
-    feeders = {name: module for name, module in model.named_modules() if name in fed}
-    frozen = [name for name, m in feeders.items() if not all(p.requires_grad for p in m.parameters(recurse=False))]
-    if frozen:
-        names = ", ".join(frozen[:3])
-        raise UserError(f"METHODS: ds-pruning goes by the gradients of {names}, which are frozen; thaw them")
-    return feeders
+    return {name: module for name, module in model.named_modules() if name in fed}
 
 
 class Vitality:
@@ -92,12 +88,23 @@ class Vitality:
 
     def observe(self, groups: Groups, feeders: dict[str, nn.Module]) -> None:
         """feeders: the batch-norms that feed activations, and the layers that do so without one."""
+        feeders = {name: module for name, module in feeders.items() if module.weight.grad is not None}
         layers = list(feeders.values())
+        if not layers:
+            return
         slopes = torch._foreach_mul([m.weight.detach() for m in layers], [m.weight.grad for m in layers])
-        slopes = [slope if slope.dim() == 1 else slope.flatten(1).sum(1) for slope in slopes]
-        biased = [(slope, m.bias) for slope, m in zip(slopes, layers, strict=True) if m.bias is not None]
-        shifts = torch._foreach_mul([bias.detach() for _, bias in biased], [bias.grad for _, bias in biased])
-        torch._foreach_add_([slope for slope, _ in biased], shifts)
+        slopes = [
+            slope if slope.dim() == 1 else by_output(m, slope).flatten(1).sum(1)
+            for slope, m in zip(slopes, layers, strict=True)
+        ]
+        biased = [
+            (slope, m.bias)
+            for slope, m in zip(slopes, layers, strict=True)
+            if m.bias is not None and m.bias.grad is not None
+        ]
+        if biased:
+            shifts = torch._foreach_mul([bias.detach() for _, bias in biased], [bias.grad for _, bias in biased])
+            torch._foreach_add_([slope for slope, _ in biased], shifts)
         change = groups.total(dict(zip(feeders, slopes, strict=True)))
         self.mean_square.lerp_(change.square(), 1 - self.keep)
 
@@ -185,7 +192,7 @@ class Press:
         sent = devices.send(flat, next(iter(feeders.values())).weight.device).split(3 * [len(v) for v in sinks])
         count = len(feeders)
         layers = list(feeders.values())
-        weights = [m.weight for m in layers]
+        weights = [by_output(m, m.weight) for m in layers]
         scales = [part.view(-1, *[1] * (w.dim() - 1)) for part, w in zip(sent[:count], weights, strict=True)]
         shifts, sinks = (
             [part for part, m in zip(parts, layers, strict=True) if m.bias is not None]
@@ -204,7 +211,7 @@ class Press:
             self.plan = self.factors(groups, feeders)
         scale, shift, sink = self.plan
         biases = [m.bias for m in feeders.values() if m.bias is not None]
-        torch._foreach_mul_([m.weight for m in feeders.values()], scale)
+        torch._foreach_mul_([by_output(m, m.weight) for m in feeders.values()], scale)
         if biases:
             torch._foreach_mul_(biases, shift)
             torch._foreach_sub_(biases, sink)
@@ -223,6 +230,9 @@ class DSPruning(Callback):
         self.groups = groups
         self.task.check(groups)
         self.feeders = feeders_of(training.model, groups)
+        # What is frozen gets gradients, as they are the vitality, and no step.
+        self.frozen = [p for m in self.feeders.values() for p in m.parameters(recurse=False) if not p.requires_grad]
+        self.freeze(False)
         steps = training.total_steps
         self.first_step, self.last_step = (
             max(1, round(share * steps)) for share in (constants.warmup, constants.settle)
@@ -239,7 +249,7 @@ class DSPruning(Callback):
         kinds = {type(module) for module in activation_layers(training.model).values()}
         self.lets_through = not kinds <= {nn.ReLU, nn.ReLU6}  # what is below 0, so that a dead unit may have an output
         depths = {
-            name: 1.0 if m.weight.dim() == 1 else m.weight.detach().flatten(1).norm(dim=1).mean().item()
+            name: 1.0 if m.weight.dim() == 1 else by_output(m, m.weight.detach()).flatten(1).norm(dim=1).mean().item()
             for name, m in self.feeders.items()
         }
         self.press = Press(groups, press_steps, constants.sink, self.lets_through, depths)
@@ -257,6 +267,12 @@ class DSPruning(Callback):
     def on_gradients(self, training: Training):
         if self.step(training) < self.last_step:
             self.vitality.observe(training.groups, self.feeders)
+        for parameter in self.frozen:
+            parameter.grad = None
+
+    def freeze(self, frozen: bool):
+        for parameter in self.frozen:
+            parameter.requires_grad_(not frozen)
 
     @staticmethod
     def step(training: Training) -> int:
@@ -304,6 +320,7 @@ class DSPruning(Callback):
         self.dead_epochs[removed] = 0
         if settled:
             self.press.remove(self.press.chosen.nonzero().flatten())
+            self.freeze(True)
         self.log.append(
             {
                 "step": step,
@@ -342,3 +359,4 @@ class DSPruning(Callback):
         self.vitality.mean_square = state["vitality"].to(training.device)
         self.press.left, self.dead_epochs, self.log = state["press"], state["dead_epochs"], state["log"]
         self.died = state["died"]
+        self.freeze(bool(self.log) and self.log[-1]["step"] == self.last_step)

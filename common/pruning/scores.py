@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.cutting import WEIGHTED, bare_copy
+from common.cutting import WEIGHTED, bare_copy, by_output
 from common.errors import RunFailed, UserError
 from common.groups import Groups
 from common.machine import distributed, seeds
@@ -70,7 +70,7 @@ def magnitude(network: nn.Module, groups: Groups, batches: Batches) -> dict[str,
     scores = {}
     for name, module in network.named_modules():
         if isinstance(module, WEIGHTED):
-            norms = module.weight.detach().flatten(1).norm(dim=1)
+            norms = by_output(module, module.weight.detach()).flatten(1).norm(dim=1)
             alive = groups.alive_channels(name).to(norms.device)
             scores[name] = norms * alive.sum() / norms.sum().clamp(min=torch.finfo(norms.dtype).tiny)
     return scores

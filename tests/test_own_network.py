@@ -1,0 +1,453 @@
+"""One's own network in one's own loop: the page of docs/ as it stands, the pruner, and activations told apart."""
+
+import copy
+import re
+
+import pytest
+import torch
+import torchvision
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional
+
+import common
+from common import Pruner, UnitWatch, find_groups, load_pruned, own_activations
+from common.errors import UserError
+from common.pruning import Method
+from tests.conftest import ROOT
+
+EPOCHS, STEPS, BATCH = 5, 30, 48
+PAGE = (ROOT / "docs/your-own-network.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+class Network(nn.Module):
+    """Of no shape that the repository has, with activations as people write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.second, self.norm2 = nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        x = self.relu(self.norm1(self.first(x)))
+        x = functional.max_pool2d(self.relu(self.norm2(self.second(x))), 2)
+        return self.head(functional.relu(x.mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images, labels = load_digits(return_X_y=True)
+    images = torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1
+    data = torch.utils.data.TensorDataset(images[: STEPS * BATCH], torch.tensor(labels)[: STEPS * BATCH])
+    generator = torch.Generator().manual_seed(0)
+    return torch.utils.data.DataLoader(data, BATCH, shuffle=True, generator=generator)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return own_activations(Network(), torch.zeros(1, 1, 8, 8))
+
+
+def sgd(model, rate=0.05):
+    return torch.optim.SGD(model.parameters(), rate, momentum=0.9)
+
+
+def one_epoch(model, optimizer, loader, loss_of=lambda out, labels: functional.cross_entropy(out, labels)):
+    model.train()
+    for images, labels in loader:
+        loss = loss_of(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def accuracy(model, loader) -> float:
+    model.eval()
+    with torch.no_grad():
+        return sum((model(x).argmax(1) == y).sum().item() for x, y in loader) / len(loader.dataset)
+
+
+def pruner(model, optimizer, method="ds-pruning", **options):
+    options = {"target": 0.6, "epochs": EPOCHS, "steps_per_epoch": STEPS, **options}
+    return Pruner(model, optimizer, torch.zeros(1, 1, 8, 8), method, **options)
+
+
+# The page
+
+
+def test_the_snippets_of_the_page_run_and_are_as_short_as_promised(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    count, rewrite, prune, keep = SNIPPETS
+    limits = {count: 6, prune: 8, keep: 3}
+    assert all(len(snippet.strip().splitlines()) <= limit for snippet, limit in limits.items())
+    model, images = Network(), next(iter(digits))[0]
+    state = copy.deepcopy(model.state_dict())
+    names = {"model": model, "images": images, "loader": digits, "torch": torch, "MyNetwork": network}
+    names |= {"load_pruned": load_pruned, "program": common.program}
+    exec(rewrite, names)
+    assert list(names["model"].state_dict()) == list(state)
+    optimizer = names["optimizer"] = sgd(names["model"])
+    names["train_one_epoch"] = lambda model, loader: one_epoch(model, optimizer, loader)
+    exec(count, names)
+    assert len(names["counts"].dead) == 16 + 32 + 32
+    with pytest.raises(ValueError, match="was cut .* without this watch: close it"):
+        exec(prune, names)
+    names["pruner"].close()
+    names["watch"].close()
+    model = names["model"] = network()
+    optimizer = names["optimizer"] = sgd(model)
+    exec(prune, names)
+    assert 0.8 <= names["pruner"].sparsity < 0.85
+    assert accuracy(names["network"], digits) > 0.5
+    pruned = names["network"].eval()
+    exec(keep, names)
+    with torch.no_grad():
+        assert torch.equal(names["network"].eval()(images), pruned(images))
+        program = torch.export.load("pruned.pt2").module()
+        assert torch.allclose(program(images[:7]), pruned(images[:7]), atol=1e-5)
+
+
+def test_what_is_public_is_there_and_importing_it_draws_nothing():
+    assert all(hasattr(common, name) for name in common.PUBLIC)
+    with pytest.raises(AttributeError, match="no attribute 'Prunner'"):
+        common.Prunner  # noqa: B018
+
+
+# Pruning
+
+
+def scale(net, groups, _batches):
+    norms = [name for coupling in groups.couplings for name in coupling.batch_norms]
+    return {name: net.get_submodule(name).weight.detach().abs() for name in norms}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ds-pruning", {}),
+        ("ds-pruning", {"measure": "flops"}),
+        ("ds-pruning", {"measure": "weight", "warmup": 0.1, "settle": 0.9}),
+        ("magnitude", {}),
+        ("random", {}),
+        ("snap", {"batches": True}),
+        ("cropit-s", {"batches": True}),
+        ("earlysnap", {"batches": True}),
+        (scale, {"batches": True}),
+        (Method("BN scale", scale, "early", images=False), {}),
+    ],
+)
+def test_every_method_reaches_its_target_in_a_loop_of_ones_own(digits, method, options):
+    model = network()
+    optimizer = sgd(model)
+    before = torch.get_rng_state()
+    own = pruner(model, optimizer, method, **{**options, **({"batches": digits} if "batches" in options else {})})
+    assert torch.equal(torch.get_rng_state(), before)
+    for _ in range(EPOCHS):
+        one_epoch(model, optimizer, digits)
+    assert own.sparsity >= 0.6
+    small = own.network()
+    width = small.first.out_channels + small.second.out_channels
+    assert width < 48
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in model.parameters())
+    assert accuracy(small, digits) > 0.6
+
+
+def test_what_ds_pruning_cuts_in_a_loop_of_ones_own_has_stopped_firing(digits):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    own = pruner(model, optimizer)
+    for _ in range(EPOCHS):
+        one_epoch(model, optimizer, digits)
+    (method,) = own.callbacks
+    assert sum(entry["cut"] for entry in method.log) > 15
+    assert sum(entry["cut_still_firing"] for entry in method.log) == 0
+    assert own.counts.batches == STEPS
+    assert int((~own.counts.alive).sum()) == round(own.sparsity * 80)
+
+
+def test_demp_takes_a_strength(digits):
+    model = network()
+    optimizer = sgd(model)
+    own = pruner(model, optimizer, "demp", target=None, strength=0.05)
+    for _ in range(EPOCHS):
+        one_epoch(model, optimizer, digits)
+    assert own.network().second.out_channels <= 32
+
+
+def test_an_average_of_the_weights_follows_every_cut(digits):
+    model = network()
+    optimizer = sgd(model)
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    own = pruner(model, optimizer, averages=[averaged])
+    for _ in range(EPOCHS):
+        one_epoch(model, optimizer, digits)
+        averaged.update_parameters(model)
+    assert [p.shape for p in averaged.module.parameters()] == [p.shape for p in model.parameters()]
+    torch.optim.swa_utils.update_bn(digits, averaged)
+    assert own.sparsity >= 0.6
+    assert accuracy(averaged, digits) > 0.6
+
+
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(digits):
+    def begun(state=None):
+        model = network()
+        optimizer = sgd(model)
+        return model, optimizer, pruner(model, optimizer, state=state)
+
+    def epochs(number, model, optimizer):
+        for _ in range(number):
+            digits.generator.manual_seed(7)
+            one_epoch(model, optimizer, digits)
+
+    model, optimizer, own = begun()
+    epochs(3, model, optimizer)
+    saved = copy.deepcopy((own.state_dict(), model.state_dict(), optimizer.state_dict()))
+    epochs(2, model, optimizer)
+    again, other, second = begun(saved[0])
+    again.load_state_dict(saved[1])
+    other.load_state_dict(saved[2])
+    epochs(2, again, other)
+    assert second.sparsity == own.sparsity >= 0.6
+    for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_gradients_over_several_passes_make_one_step(digits):
+    model = network()
+    optimizer = sgd(model)
+    own = pruner(model, optimizer, passes=2, steps_per_epoch=STEPS // 2)
+    for _ in range(EPOCHS):
+        for number, (images, labels) in enumerate(digits):
+            (functional.cross_entropy(model(images), labels) / 2).backward()
+            if number % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert own.sparsity >= 0.6
+    assert own.counts.batches == STEPS // 2
+
+
+def test_steps_that_never_come_are_told(digits):
+    model = network()
+    own = pruner(model, sgd(model))
+    one_epoch(model, sgd(model), digits)  # another optimiser
+    with pytest.warns(UserWarning, match="has made 0 of the 150 steps that Pruner was told of; .* sparsity of 0.000"):
+        own.network()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "magnitud"}, "method: got 'magnitud', takes random, ds-pruning, magnitude, snap"),
+        ({"method": "rigl"}, "method: RigL removes no channels of a network in training; takes random"),
+        ({"target": 1.0}, "target: got 1.0, DS-Pruning takes a share from 0 to below 1"),
+        ({"target": None}, "target: got None, DS-Pruning takes"),
+        ({"method": "demp"}, "strength: got None, Demon Pruning takes one above 0"),
+        ({"measure": "neurons"}, "measure: got 'neurons', takes neuron, weight, flops"),
+        ({"epochs": 0}, "epochs: got 0, takes a whole number from 1 on"),
+        ({"epochs": 1, "steps_per_epoch": 4}, "EPOCHS: 4 steps leave"),
+        ({"warmup": 0.9}, "warmup, settle: got 0.9 and 0.75, take 0 <= warmup < settle <= 1"),
+        ({"warmpu": 0.1}, "warmpu: no constant of a method; takes warmup, settle"),
+        ({"method": "snap"}, "batches: SNAP looks at images; give it your loader"),
+        ({"target": 0.999}, "SPARSITIES: got 0.999, but this network cannot lose more than"),
+    ],
+)
+def test_what_it_cannot_take_is_one_clear_line(change, message):
+    model = network()
+    options = dict(change)
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        pruner(model, sgd(model), options.pop("method", "ds-pruning"), **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_optimisers_that_cannot_be_followed_are_refused(digits):
+    model = network()
+    with pytest.raises(UserError, match="got a LBFGS, takes those of torch.optim but LBFGS"):
+        pruner(model, torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(UserError, match="holds no parameter of this network"):
+        pruner(model, sgd(network()))
+    optimizer = sgd(model)
+    pruner(model, optimizer)
+    with pytest.raises(UserError, match="was given a closure"):
+        optimizer.step(lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inside"),
+    [(nn.DataParallel, "DataParallel: give what is inside, its .module"), (torch.compile, "OptimizedModule: .*_orig")],
+)
+def test_a_wrapped_network_is_refused_by_name(wrap, inside):
+    model = network()
+    with pytest.raises(ValueError, match=f"wrapped in {inside}"):
+        pruner(wrap(model), sgd(model))
+    with pytest.raises(ValueError, match=f"wrapped in {inside}"):
+        UnitWatch(wrap(model), torch.zeros(1, 1, 8, 8))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(1, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU()
+        self.side, self.side_act = nn.Linear(4, 8), nn.ReLU()
+        self.head, self.other = nn.Linear(32, 10), nn.Linear(32, 3)
+
+    def forward(self, image, side):
+        x = torch.cat([self.act(self.norm(self.conv(image))).mean((2, 3)), self.side_act(self.side(side))], 1)
+        return {"digit": self.head(x), "rest": (self.other(x), None)}
+
+
+def test_several_inputs_and_outputs_are_traced_and_pruned(digits):
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    example = (torch.zeros(1, 1, 8, 8), torch.zeros(1, 4))
+    own = Pruner(model, optimizer, example, target=0.5, epochs=EPOCHS, steps_per_epoch=STEPS)
+    for _ in range(EPOCHS):
+        for images, labels in digits:
+            out = model(images, images[:, 0, 0, :4])
+            loss = functional.cross_entropy(out["digit"], labels) + functional.cross_entropy(out["rest"][0], labels % 3)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert own.sparsity >= 0.5
+    small = own.network()
+    assert small.conv.out_channels + small.side.out_features == 16
+    assert small.head.in_features == small.other.in_features == 16
+
+
+# Layers that stay, and layers that are no plain convolutions
+
+
+def assert_cut_is_exact(model, example, kept=()):
+    """Without half of each coupling's channels it computes what it computes with them at 0."""
+    groups = find_groups(model, example)
+    assert set(groups.kept) == set(kept)
+    model.double().eval()
+    removed = torch.arange(len(groups)) % 2 == 1
+    small, inputs = copy.deepcopy(model), torch.randn(3, *example.shape[1:]).double()
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if name in groups.kernels or isinstance(module, nn.modules.batchnorm._BatchNorm):
+                gone = groups.spread(name, removed)
+                for key in ("weight", "bias"):
+                    if (tensor := getattr(module, key)) is not None:
+                        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and key == "weight"
+                        (tensor.movedim(1, 0) if transposed and module.groups == 1 else tensor)[gone] = 0
+        groups.cut(small, None, removed)
+        assert torch.allclose(small(inputs), model(inputs))
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+    return groups, small
+
+
+def test_one_layer_that_cannot_be_cut_does_not_refuse_the_others():
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 12, 1), nn.ReLU(), nn.Conv2d(12, 5, 1)),
+    )
+    groups, _ = assert_cut_is_exact(model, torch.zeros(1, 3, 12, 12), kept=("0", "3", "6"))
+    assert [coupling.name for coupling in groups.couplings] == ["8"]
+    assert groups.kept["0"] == "cannot cut channels out of 1, a GroupNorm"
+    assert "a grouped convolution" in groups.kept["3"]
+    assert len(groups.layer_units) == 4  # all are counted
+
+
+def test_transposed_and_one_dimensional_convolutions_are_cut():
+    up = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, 2), nn.BatchNorm2d(12)),
+        *(nn.ReLU(), nn.ConvTranspose2d(12, 4, 3)),
+    )
+    groups, small = assert_cut_is_exact(up, torch.zeros(1, 3, 8, 8))
+    assert (small[3].in_channels, small[3].out_channels, small[6].in_channels) == (4, 6, 6)
+    assert [len(groups), groups.kernels["3"]] == [20, 4]
+    sound = nn.Sequential(
+        nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 6, 3), nn.ReLU(), nn.Conv1d(6, 3, 1)
+    )
+    assert_cut_is_exact(sound, torch.zeros(1, 2, 16))
+    volume = nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 3, 1))
+    assert_cut_is_exact(volume, torch.zeros(1, 1, 5, 5, 5))
+
+
+def test_a_squeeze_and_excitation_block_is_pruned():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.act = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.SiLU()
+            self.down, self.down_act, self.up = nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1)
+            self.last = nn.Conv2d(16, 5, 1)
+
+        def forward(self, x):
+            x = self.act(self.norm(self.conv(x)))
+            return self.last(x * self.up(self.down_act(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()).mean((2, 3))
+
+    groups, _ = assert_cut_is_exact(Gated(), torch.zeros(1, 1, 9, 9))
+    assert int(groups.candidates.sum()) == (16 + 4) / 2  # those that are left
+
+
+# Activations told apart
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "googlenet", "densenet121"])
+def test_networks_of_torchvision_get_activations_of_their_own_and_compute_the_same(name):
+    torch.manual_seed(0)
+    options = {"init_weights": False} if name == "googlenet" else {}
+    model, image = getattr(torchvision.models, name)(**options).eval(), torch.randn(2, 3, 64, 64)
+    before, state = copy.deepcopy(model), list(model.state_dict())
+    assert own_activations(model, image[:1]) is model
+    UnitWatch(model, image[:1]).close()
+    assert list(model.state_dict()) == state
+    with torch.no_grad():
+        assert torch.equal(model(image), before(image))
+    assert isinstance(model, type(before))
+
+
+def test_a_copy_of_a_rewritten_network_uses_its_own_parts():
+    model = network()
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    x = torch.randn(2, 1, 8, 8)
+    assert not twin.eval()(x).any()
+    assert model.eval()(x).any()
+
+
+def test_functions_keep_their_arguments():
+    class Leaky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            x = functional.leaky_relu(self.conv(x), 0.3)
+            return functional.gelu(torch.relu(x).relu_() - 0.5, approximate="tanh")
+
+    model = own_activations(Leaky(), torch.zeros(1, 1, 8, 8))
+    found = [str(module) for module in list(model.modules())[2:]]
+    assert found == ["LeakyReLU(negative_slope=0.3)", "ReLU()", "ReLU(inplace=True)", "GELU(approximate='tanh')"]
+
+
+def test_a_forward_that_differs_in_training_or_cannot_be_followed_is_refused_and_left_alone():
+    class Sometimes(Network):
+        def forward(self, x):
+            return super().forward(x if self.training else x + 1)
+
+    class Looks(Network):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    for kind, message in {Sometimes: "does other things in training", Looks: "cannot be followed by torch.fx"}.items():
+        model = kind()
+        with pytest.raises(ValueError, match=f"the network itself {message}"):
+            own_activations(model, torch.zeros(1, 1, 8, 8))
+        assert type(model) is kind
+        assert [name for name, _ in model.named_children()] == [name for name, _ in Network().named_children()]
+
+
+def test_one_module_under_two_names_becomes_two():
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Flatten(), nn.Linear(64, 3))
+    own_activations(model, torch.zeros(1, 1, 8, 8))
+    assert model[1] is not model[3]
+    assert len(find_groups(model, torch.zeros(1, 1, 8, 8))) == 8
