@@ -41,6 +41,7 @@ HOLD_OUT = 0  # training images set aside and tested on instead of the test imag
 
 # Network and training; None: as PROTOCOL has it
 PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+NETWORK = "resnet18"  # resnet18, resnet50, vgg16-bn, or module:function of your own
 WIDTH = None  # channels of the first stage
 STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
 EPOCHS = None  # passes over the training images

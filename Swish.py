@@ -19,6 +19,7 @@ SEEDS = [0]  # one run each; they set initial weights, order and augmentation
 
 # Network and training; None: as PROTOCOL has it
 PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+NETWORK = "resnet18"  # resnet18, resnet50, vgg16-bn, or module:function of your own
 WIDTH = None  # channels of the first stage
 STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
 EPOCHS = None  # passes over the training images

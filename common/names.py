@@ -8,6 +8,7 @@ ACTIVATIONS = {  # name -> its class in torch.nn, and what that is called with
     "swish": ("SiLU", {}),
 }
 DATASETS = ("cifar10", "digits")  # any other is the path of a folder of images
+NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg16-bn": "VGG-16-BN"}  # name -> label
 STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 and a max pool of stride 2
 
 

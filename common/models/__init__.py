@@ -1,7 +1,14 @@
 """Networks, and what a network of any architecture is made of: its activations, batch-norms and weighted layers."""
 
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+
 from torch import nn
 
+from common.errors import UserError
 from common.models.activations import (
     ACTIVATION_TYPES,
     ACTIVATIONS,
@@ -16,6 +23,7 @@ from common.models.activations import (
 )
 from common.models.resnet import ResNet, resnet18, resnet50
 from common.models.rewriting import own_activations
+from common.models.vgg import vgg16_bn
 
 __all__ = [
     "ACTIVATIONS",
@@ -31,20 +39,52 @@ __all__ = [
     "check_bare",
     "conv_and_linear",
     "each",
+    "include",
+    "options_of",
     "own_activations",
     "replace_activations",
     "resnet18",
     "resnet50",
     "units",
+    "vgg16_bn",
     "watched",
 ]
 
-NETWORKS = {"resnet18": resnet18, "resnet50": resnet50}
+# name -> function of the number of classes and of any of OPTIONS
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50, "vgg16-bn": vgg16_bn}
+OPTIONS = ("channels", "width", "stem", "activation")
 
 
-def build(network: dict) -> ResNet:
-    """A network from {"name": "resnet18" or "resnet50", and the arguments of that function}."""
-    return NETWORKS[network["name"]](**{key: value for key, value in network.items() if key != "name"})
+def include(name: str) -> None:
+    """Makes a network of one's own known by its name, "module:function".
+
+    This runs the module. So only what a user asks for is included, never what a file names.
+
+    Raises:
+        UserError: where there is no such function.
+    """
+    if name in NETWORKS or ":" not in name:
+        return
+    module, function = name.split(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        NETWORKS[name] = getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"NETWORK: got {name!r}, and there is no such function ({error})") from None
+
+
+def options_of(name: str) -> list[str]:
+    """Those of OPTIONS that the function of a network takes."""
+    takes = signature(NETWORKS[name]).parameters
+    any_of_them = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    return [option for option in OPTIONS if any_of_them or option in takes]
+
+
+def build(network: dict) -> nn.Module:
+    """A network from {"name": one of NETWORKS, "classes": their number, and what else its function takes}."""
+    known = {key: value for key, value in network.items() if key not in ("name", "code")}
+    return NETWORKS[network["name"]](**known)
 
 
 def batch_norm_before(layer: str) -> str:

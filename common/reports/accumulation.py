@@ -27,7 +27,7 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
     what = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
     by_epoch, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
-    shares = published(settings.dataset, rows)
+    shares = published((settings.dataset, settings.network), rows)
     curves.epochs_figure({"": grouped(rows, line_name)}, by_epoch, what, {"": {"paper": shares}} if shares else {})
     by_line: dict[str, list] = {}
     for final in finals:
@@ -102,18 +102,18 @@ def draw_fire_rates(settings: SimpleNamespace, folders: dict[str, tuple[str, Pat
     return drawn
 
 
-def published(dataset: str, rows: list[dict]) -> list[float]:
+def published(setup: tuple[str, str], rows: list[dict]) -> list[float]:
     """The paper's shares of dying units for what was done in these rows, in per cent, from the least up."""
     done = {(row["activation"], row["noise_std"], row["learning_rate"]) for row in rows if not row["regularization"]}
-    found = {paper.dying_share(dataset, *one) for one in done}
+    found = {paper.dying_share(setup, *one) for one in done}
     return sorted(found - {None})
 
 
-def published_beside(dataset: str, lines: dict[str, list[dict]]) -> dict[str, list[float]]:
+def published_beside(setup: tuple[str, str], lines: dict[str, list[dict]]) -> dict[str, list[float]]:
     """Label -> the paper's shares, one label for lines for which it reports the same."""
     found: dict[tuple, list[str]] = {}
     for name, rows in lines.items():
-        found.setdefault(tuple(published(dataset, rows)), []).append(name)
+        found.setdefault(tuple(published(setup, rows)), []).append(name)
     return {
         "paper" if len(found) == 1 else f"paper, {names[0]}": list(shares) for shares, names in found.items() if shares
     }
@@ -152,7 +152,7 @@ def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
         rows = read_csv(folder / "accumulation.csv")
     except (OSError, ValueError, KeyError):
         return None
-    made["network"].pop("activation")
+    made["network"].pop("activation", None)
     return {key: value for key, value in made.items() if key not in COMPARED}, rows
 
 
@@ -184,7 +184,9 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
             named = {condition(*key, ", λ"): lines for key, lines in columns.items()}
-            beside = {key: published_beside(settings.dataset, lines) for key, lines in named.items()}
+            beside = {
+                key: published_beside((settings.dataset, settings.network), lines) for key, lines in named.items()
+            }
             curves.epochs_figure(named, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
         if name == "activations":
             folders = {labels[script]: (script, folder) for script, (folder, _) in found.items()}

@@ -80,29 +80,33 @@ IMAGENET = {
 }
 
 
-def accuracies(dataset: str, activation: str, measure: str) -> dict[str, dict[float, float]]:
+SETUP = ("cifar10", "resnet18")
+
+
+def accuracies(setup: tuple[str, str], activation: str, measure: str) -> dict[str, dict[float, float]]:
     """Method -> target -> test accuracy in per cent; {} where nothing is reported.
 
     Args:
+        setup: dataset and network, as a script names them.
         measure: of sparsity, `neuron` or `weight`.
     """
-    found = ACCURACIES.get((activation, measure), {}) if dataset == "cifar10" else {}
+    found = ACCURACIES.get((activation, measure), {}) if setup == SETUP else {}
     return {method: dict(zip(TARGETS[measure], line, strict=True)) for method, line in found.items()}
 
 
-def dying_share(dataset: str, activation: str, noise: float, rate: float) -> float | None:
+def dying_share(setup: tuple[str, str], activation: str, noise: float, rate: float) -> float | None:
     """The "pruned neurons" of an epoch in per cent of the units watched, at a learning rate; None where not reported.
 
     Args:
         noise: standard deviation of the Gaussian noise on the gradients.
     """
-    count = DYING.get((activation, noise), {}).get(rate) if dataset == "cifar10" else None
+    count = DYING.get((activation, noise), {}).get(rate) if setup == SETUP else None
     return None if count is None else 100 * count / WATCHED
 
 
-def dead_units(dataset: str, activation: str, study: str) -> dict[float, int]:
+def dead_units(setup: tuple[str, str], activation: str, study: str) -> dict[float, int]:
     """Swept value -> the bar; {} where nothing is reported."""
-    return DEAD.get(study, {}) if (dataset, activation) == ("cifar10", "relu") else {}
+    return DEAD.get(study, {}) if (setup, activation) == (SETUP, "relu") else {}
 
 
 def imagenet(classes: int) -> dict[tuple[str, float], tuple]:

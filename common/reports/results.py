@@ -52,10 +52,14 @@ def markdown(table: pd.DataFrame) -> str:
     return table.fillna("-").to_markdown(index=False, disable_numparse=True) + "\n"
 
 
+def setup(settings: dict) -> tuple[str, str]:
+    return settings["dataset"], settings["network"]["name"]
+
+
 def conditions(settings: dict) -> str:
     """What was trained, in a line."""
     network, dataset = settings["network"], canvas.dataset_name(settings["dataset"])
-    name = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}.get(network["name"], network["name"])
+    name = names.NETWORKS.get(network["name"], network["name"])
     activation = names.ACTIVATION_LABELS.get(settings["activation"], settings["activation"])
     return (
         f"{name} of width {network['width']} with {activation} on {dataset}: {settings['epochs']} epochs, batch size "
@@ -110,7 +114,7 @@ def sparsity_section(path: Path) -> str:
     dense = over_seeds(table[table["method"] == "dense"], ["method"], "test_accuracy")
     pruned = table[table["method"] != "dense"].dropna(subset=["test_accuracy"])
     untargeted, pruned = pruned[pruned["target"].isna()], pruned[pruned["target"].notna()]
-    published = paper.accuracies(settings["dataset"], settings["activation"], kind)
+    published = paper.accuracies(setup(settings), settings["activation"], kind)
     void = set(SCORES) & set(pruned["method"]) - set(settings["methods"])
     title = f"{names.ACTIVATION_LABELS[settings['activation']]}, {names.SPARSITY_LABELS[path.stem].lower()}"
     parts = [f"## {title}\n", f"{conditions(settings)}\n"]
@@ -168,7 +172,7 @@ def sweep_section(path: Path) -> str:
             "test accuracy (%)": over_seeds(table, by, "test_accuracy"),
         }
     ).reset_index()
-    bars = paper.dead_units(settings["dataset"], settings["activation"], path.stem)
+    bars = paper.dead_units(setup(settings), settings["activation"], path.stem)
     if bars:
         equal = cells["footing"] == "epochs" if "footing" in cells else [True] * len(cells)
         known = [value in bars and alike for value, alike in zip(cells[swept], equal, strict=True)]
@@ -238,7 +242,7 @@ def scripts_page(plots: Path) -> str:
         ).reset_index()
         noise = table["noise_std"].iloc[0]
         shares = [
-            None if penalty else paper.dying_share(settings["dataset"], settings["activation"], noise, rate)
+            None if penalty else paper.dying_share(setup(settings), settings["activation"], noise, rate)
             for rate, penalty in zip(found["learning_rate"], found["regularization"], strict=True)
         ]
         found["the paper's (%)"] = ["-" if share is None else f"{share:.0f}" for share in shares]

@@ -33,7 +33,7 @@ def draw(settings: SimpleNamespace, rows: list[dict], courses: dict[str, dict], 
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
     kind, title = SPARSITY[settings.study], f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
-    theirs = paper.accuracies(settings.dataset, settings.activation, kind)
+    theirs = paper.accuracies((settings.dataset, settings.network), settings.activation, kind)
     published = {"ds-pruning": theirs["ds-pruning"]} if theirs else {}
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []

@@ -35,7 +35,7 @@ def draw(settings: SimpleNamespace, tables, failures: list[str], folder: Path) -
     study, swept = settings.study, SWEEPS[settings.study]
     title = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
     paths = [folder / f"{study}{ending}.png" for ending in tables.ENDINGS]
-    published = paper.dead_units(settings.dataset, settings.activation, study)
+    published = paper.dead_units((settings.dataset, settings.network), settings.activation, study)
     groups = grouped(tables.rows[""], lambda row: row["footing"])
     lines = {
         footing: grouped(rows, lambda row: line_name(row, study, tables.rows[""])) for footing, rows in groups.items()

@@ -11,6 +11,7 @@ CHANGES_NOTHING = {"data_dir", "output_dir", "base_dir", "run_dir", "workers", "
 CHANGES_NOTHING |= {"checkpoint_steps", "script", "study", "protocol", "methods", "extend", "again", "jobs"}
 # Of these a run has one value, under a name of its own; and the network says its part itself.
 OF_THE_RUN = {"seeds", "regularization", "sparsities", "demp_strengths", "pruning_learning_rate", "width", "stem"}
+OF_THE_RUN |= {"network"}
 # Constants of pruning methods: they tell apart the runs of those that read them (`Method.constants`).
 OF_METHODS = {"warmup", "settle", "patience", "definition"}
 

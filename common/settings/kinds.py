@@ -4,6 +4,7 @@ Nothing here imports torch: wrong values are told without.
 """
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ ABSENT = {
     "regularization": (0.0,),
     "hold_out": 0,
     "again": False,
+    "network": "resnet18",
     "jobs": 1,
 }
 
@@ -97,6 +99,11 @@ KINDS = {
     "PRECISION": one_of("auto", "bf16", "fp32"),
     "SEEDS": number(lambda v: v >= 0, "whole numbers >= 0", whole, several=True),
     "ACTIVATION": one_of(*names.ACTIVATIONS),
+    "NETWORK": Kind(
+        str,
+        lambda v: v in names.NETWORKS or re.fullmatch(r"[\w.]+:\w+", v) is not None,
+        f"{', '.join(names.NETWORKS)}, or module:function of your own",
+    ),
     "WIDTH": COUNT,
     "STEM": one_of(*names.STEMS),
     "EPOCHS": COUNT,

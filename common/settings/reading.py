@@ -76,6 +76,8 @@ def given(script_globals: dict, studies: tuple[str, ...], arguments: list[str] |
             raise UserError(f"{name.upper()}: the study {values['study']} does not read it; leave the flag out")
         if name in ("image_size", "workers") and values.get("dataset") in names.DATASETS:
             raise UserError(f"{name.upper()}: is of folders of images, not of {values['dataset']}; leave the flag out")
+    if "stem" in flags and values.get("network") == "vgg16-bn":
+        raise UserError("STEM: vgg16-bn has none; leave the flag out")
     for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
         if values[name.lower()] is None:
             values[name.lower()] = check(name, value)

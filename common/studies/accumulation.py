@@ -35,7 +35,7 @@ COLUMNS = [
 class Accumulation(Study):
     """One run for each regularization, learning rate and seed; accumulation.csv has a row for each of its epochs."""
 
-    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
+    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         super().__init__(settings, dataset, network)
         self.take_place(self.shared)
         strengths, rates = settings.regularization, settings.learning_rates

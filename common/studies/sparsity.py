@@ -216,7 +216,7 @@ class Sparsity(Study):
     columns = COLUMNS
     more: Sequence[Callback] = ()  # callbacks of all runs
 
-    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
+    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         super().__init__(settings, dataset, network)
         self.take_place(self.conditions())
         self.table = self.folder / f"{settings.study}.csv"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib.metadata import version
+from inspect import getsourcefile
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock
 
-from common import data, names
-from common.errors import RunFailed
+from common import data, models, names, units
+from common.errors import RunFailed, UserError
 from common.files import write_text
 from common.machine import distributed, workers
 from common.settings import identity
+from common.training import code
 from common.training.callbacks import DeadAtEnd
 from common.training.fit import fit
 from common.training.loop import Callback
@@ -40,15 +42,29 @@ class Trial(NamedTuple):
 
 def conditions(settings: SimpleNamespace, dataset: data.Dataset, network: str) -> dict:
     """What all runs of one command have in common and their results depend on."""
-    network = {
-        "name": network,
-        "classes": len(dataset.classes),
-        "channels": dataset.example.shape[1],
-        "width": settings.width,
-        "stem": settings.stem,
-        "activation": settings.activation,
-    }
-    return {"network": network, "data": dataset.fingerprint, **identity.conditions(settings)}
+    models.include(network)
+    options = {"channels": dataset.example.shape[1], "width": settings.width, "stem": settings.stem}
+    options["activation"] = settings.activation
+    known = {name: value for name, value in options.items() if name in models.options_of(network)}
+    found = {"name": network, "classes": len(dataset.classes), **known}
+    if ":" in network:
+        found["code"] = code.digest_of(getsourcefile(models.NETWORKS[network]))
+        check_own(found, dataset)
+    return {"network": found, "data": dataset.fingerprint, **identity.conditions(settings)}
+
+
+def check_own(network: dict, dataset: data.Dataset) -> None:
+    """Raises UserError for a network of one's own that cannot be trained on these images, or not be watched."""
+    name = network["name"]
+    try:
+        model = models.build(network)
+        units.UnitWatch(model, dataset.example.cpu()).close()
+        with torch.no_grad():
+            shape = tuple(model.eval()(dataset.example.cpu()).shape)
+    except Exception as error:  # whatever code of one's own may raise
+        raise UserError(f"NETWORK: {name} cannot be used: {' '.join(str(error).split())}") from error
+    if shape != (1, network["classes"]):
+        raise UserError(f"NETWORK: {name} gives {list(shape)} for one image and {network['classes']} classes")
 
 
 def run_of(settings: SimpleNamespace, shared: dict, trial: Trial) -> Run:
@@ -68,8 +84,10 @@ def train(settings, dataset: data.Dataset, shared: dict, trial: Trial, changes: 
 
 def headline(settings: SimpleNamespace, network: dict) -> str:
     """What is about to be trained, in a line."""
+    width = f" of width {network['width']}" if "width" in network else ""
+    activation = f" with {network['activation']}" if "activation" in network else ""
     parts = [
-        f"{settings.study}: {network['name']} of width {network['width']} with {network['activation']}",
+        f"{settings.study}: {names.NETWORKS.get(network['name'], network['name'])}{width}{activation}",
         f"{settings.dataset}",
         *([f"protocol {settings.protocol}"] if hasattr(settings, "protocol") else []),
         f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}",
@@ -121,12 +139,13 @@ class Study:
 
     Args:
         settings: as `settings.read` gives them.
-        network: its name in `models.NETWORKS`.
+        network: its name in `models.NETWORKS`; by default what NETWORK says.
     """
 
-    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str):
-        self.settings, self.dataset, self.network = SimpleNamespace(**vars(settings)), dataset, network
-        self.shared = conditions(settings, dataset, network)
+    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
+        self.settings, self.dataset = SimpleNamespace(**vars(settings)), dataset
+        self.network = self.settings.network = network or settings.network
+        self.shared = conditions(settings, dataset, self.network)
         self.failures: list[str] = []
         self.others: dict[str, Callable] = {}  # runs that other processes were training: name -> what makes it here
 

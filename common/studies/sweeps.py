@@ -141,7 +141,7 @@ class Tables:
 class Sweep(Study):
     """One run for each value of what STUDY sweeps, and for each of the other constants of which there are several."""
 
-    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str = "resnet18"):
+    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         super().__init__(settings, dataset, network)
         self.sweep = names.SWEEPS[settings.study]
         if settings.study == "batch-size":

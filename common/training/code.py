@@ -15,6 +15,11 @@ def lines_of(text: str) -> str:
     return "\n".join(line for line in stripped if line and not line.lstrip().startswith("#"))
 
 
+def digest_of(path: Path | str) -> str:
+    """Eight hexadecimal digits of what a file does."""
+    return hashlib.sha256(lines_of(Path(path).read_text(encoding="utf-8")).encode()).hexdigest()[:8]
+
+
 @cache
 def digest() -> str:
     """Eight hexadecimal digits: of the modules of common/ but those that only draw and print, and of what the script
