@@ -58,6 +58,7 @@ IMAGE_SIZE = 224  # pixels a side of the crops
 # Where, and on what
 DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
+FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 AGAIN = False  # train a run again that other code has made
 JOBS = 1  # processes on this machine that share the runs

@@ -32,6 +32,7 @@ AUGMENTATION = None  # any of crop, flip, cutout
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/SGD
+FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 AGAIN = False  # train a run again that other code has made
 JOBS = 1  # processes on this machine that share the runs

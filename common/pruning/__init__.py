@@ -56,7 +56,7 @@ class Method:
         return find(self.constants)(self, settings, measure) if self.constants else {}
 
 
-def sparse(label: str, first: str, update: str = "") -> Method:
+def unstructured(label: str, first: str, update: str = "") -> Method:
     """Masks over single weights: the first ones, and what changes them."""
 
     def masked(task):
@@ -78,10 +78,10 @@ METHODS: dict[str, Method] = {
     "earlysnap": Method("EarlySNAP", "scores:snap", "early", constants=SCORE),
     "earlycrop-s": Method("EarlyCroP-S", "scores:cropit", "early", combine="maximum", constants=SCORE),
     "demp": Method("Demon Pruning", callback="demp:DemonPruning", constants="demp:constants_of", targeted=False),
-    "magnitude-unstructured": sparse("magnitude-unstructured", "everything", "shrink"),
-    "saliency": sparse("saliency", "most_salient"),
-    "set": sparse("SET", "random_by_layer", "grow_at_random"),
-    "rigl": sparse("RigL", "random_by_layer", "grow_by_gradient"),
+    "magnitude-unstructured": unstructured("magnitude-unstructured", "everything", "shrink"),
+    "saliency": unstructured("saliency", "most_salient"),
+    "set": unstructured("SET", "random_by_layer", "grow_at_random"),
+    "rigl": unstructured("RigL", "random_by_layer", "grow_by_gradient"),
 }
 
 

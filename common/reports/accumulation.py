@@ -25,10 +25,8 @@ def line_name(row: dict) -> str:
 
 def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
     """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
-    what = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
-    by_epoch, layers = folder / "accumulation.png", folder / "accumulation-layers.png"
-    shares = published((settings.dataset, settings.network), rows)
-    curves.epochs_figure({"": grouped(rows, line_name)}, by_epoch, what, {"": {"paper": shares}} if shares else {})
+    what = canvas.what(settings)
+    by_epoch, layers = draw_epochs(settings, rows, folder), folder / "accumulation-layers.png"
     by_line: dict[str, list] = {}
     for final in finals:
         counts = units.history(final["counts"])
@@ -37,13 +35,26 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     names = list(finals[0]["counts"]["layers"])
     means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}
     curves.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
-    return [by_epoch, layers, *draw_units(settings, finals, folder, what)]
+    return [by_epoch, layers, *draw_units(settings, finals, folder)]
+
+
+def draw_epochs(settings: SimpleNamespace, rows: list[dict], folder: Path) -> Path:
+    path, shares = folder / "accumulation.png", published((settings.dataset, settings.network), rows)
+    beside = {"": {"paper": shares}} if shares else {}
+    curves.epochs_figure({"": grouped(rows, line_name)}, path, canvas.what(settings), beside)
+    return path
 
 
 RUN = ["learning_rate", "regularization", "seed"]
 
 
-def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what: str) -> list[Path]:
+def draw_returns(settings: SimpleNamespace, returns: list[dict], table: Path) -> list[Path]:
+    path = table.with_suffix(".png")
+    figures.returns_figure(returns, path, canvas.what(settings), getattr(settings, "patience", None))
+    return [path]
+
+
+def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path) -> list[Path]:
     """Writes accumulation-fire-rates.csv and, where units died, accumulation-returns.csv and its figure, whose path it
     returns."""
     rates, returns = [], []
@@ -52,14 +63,13 @@ def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path, what
         rates += death.fire_rate_rows(run, final["counts"], final["model"])
         returns += death.return_rows(run, final["counts"])
     write_csv(folder / "accumulation-fire-rates.csv", list(rates[0]), rates)
-    path = folder / "accumulation-returns.png"
+    table = folder / "accumulation-returns.csv"
     if not returns:
-        for old in (path, path.with_suffix(".csv")):
+        for old in (table, table.with_suffix(".png")):
             old.unlink(missing_ok=True)
         return []
-    write_csv(path.with_suffix(".csv"), list(returns[0]), returns)
-    figures.returns_figure(returns, path, what, getattr(settings, "patience", None))
-    return [path]
+    write_csv(table, list(returns[0]), returns)
+    return draw_returns(settings, returns, table)
 
 
 def shared_conditions(tables: dict[str, list[dict]]) -> dict[tuple[float, float], dict[str, list[dict]]]:

@@ -7,10 +7,12 @@ study imports this module before it trains.
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from common import names
 from common.files import write
 
 # Dark to light in grey print too; the line style tells them apart where colour cannot.
@@ -48,10 +50,23 @@ def canvas(lines: int, columns: int, size: tuple[float, float], style: dict = ST
         yield figure, figure.subplots(lines, columns, squeeze=False, **shared)
 
 
+formats = ["png"]  # what figures are saved as, beside the PNG, which always is
+
+
 def save(figure, path: Path) -> None:
-    """Writes the PNG in the place of `path`."""
+    """Writes the PNG in the place of `path`, and what else `formats` asks for beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, lambda file: figure.savefig(file, format="png"))
+    for form in dict.fromkeys(["png", *formats]):
+        write(path.with_suffix(f".{form}"), partial(figure.savefig, format=form))
+
+
+def what(settings) -> str:
+    """What was trained, as the title of a figure says it."""
+    network = names.NETWORKS.get(settings.network, settings.network)
+    parts = [f"{network} with {names.ACTIVATION_LABELS.get(settings.activation, settings.activation)}"]
+    parts += [f"width {settings.width}", f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"]
+    parts += [f"gradient noise {settings.noise_std:g}"] if getattr(settings, "noise_std", 0) else []
+    return ", ".join([*parts, dataset_name(settings.dataset)])
 
 
 def dataset_name(dataset: str) -> str:

@@ -124,7 +124,7 @@ def layers_figure(shares: dict[str, np.ndarray], layers: list[str], path: Path, 
         for lowest in grid.flat[max(0, len(shares) - columns) : len(shares)]:
             lowest.set_xlabel("Epoch")
             lowest.tick_params(labelbottom=True)
-        bar = figure.colorbar(image, ax=grid, label="Share of dead units", pad=0.02)
+        bar = figure.colorbar(image, ax=grid, label="Share of dead units (square-root scale)", pad=0.02)
         bar.outline.set_linewidth(0.5)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         save(figure, path)

@@ -31,10 +31,10 @@ def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> l
     theirs = paper.imagenet(len(dataset.classes))
     line = {target: values[0] for (method, target), values in theirs.items() if method == "ds-pruning"}
     published = {"ds-pruning": line} if line else {}
-    title = f"ResNet-50 on {canvas.dataset_name(settings.dataset)}"
+    title = canvas.what(settings)
     path = folder / "imagenet.png"
-    axis = "Weight sparsity (%)"  # to a whole per cent, so that all lines end at one place and labels find room
-    tradeoff.tradeoff_figure(rows, path, title, lambda row: round(100 * row["weight_sparsity"]), axis, published)
+    axis = "Weight sparsity (%)"
+    tradeoff.tradeoff_figure(rows, path, title, lambda row: 100 * row["weight_sparsity"], axis, published)
     return [path]
 
 

@@ -31,18 +31,14 @@ def summary(rows: list[dict]) -> str:
 
 def draw(settings: SimpleNamespace, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
-    kind, title = SPARSITY[settings.study], f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
+    kind, title = SPARSITY[settings.study], canvas.what(settings)
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
     theirs = paper.accuracies((settings.dataset, settings.network), settings.activation, kind)
-    published = {"ds-pruning": theirs["ds-pruning"]} if theirs else {}
+    published = {"ds-pruning": theirs["ds-pruning"]} if theirs and settings.width == paper.WIDTH else {}
     if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
         return []
     axis = f"{SPARSITY_LABELS[settings.study]} (%)"
-
-    def whole(row: dict) -> int:  # so that all lines end at one place
-        return round(100 * comparison.removed(row, kind))
-
-    tradeoff.tradeoff_figure(rows, paths[0], title, whole, axis, published)
+    tradeoff.tradeoff_figure(rows, paths[0], title, lambda row: 100 * comparison.removed(row, kind), axis, published)
     axis = "Inference FLOPs (% of dense)"
     tradeoff.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
     if courses:

@@ -11,6 +11,15 @@ from common.reports import canvas, curves, figures, paper, trends
 from common.reports.accumulation import grouped
 from common.reports.figures import short
 
+# What tells the runs of a table apart, beside what is swept; footing: at equal `epochs` or at equal `steps`.
+IDENTITY = ["footing", "batch_size", "learning_rate", "regularization", "seed"]
+ENDINGS = ("", "-layers", "-returns")  # of a sweep's tables
+
+
+def identity_of(study: str) -> list[str]:
+    """The columns that tell the runs of a sweep apart."""
+    return [*IDENTITY, *({SWEEPS[study].column} - set(IDENTITY))]
+
 
 def line_name(row: dict, study: str, rows: list[dict]) -> str:
     """What a line of the figure stands for: what is not swept, the learning rate only where there are several."""
@@ -33,8 +42,8 @@ def trend_table(study: str, rows: list[dict]) -> list[dict]:
 def draw(settings: SimpleNamespace, tables, failures: list[str], folder: Path) -> list[Path]:
     """<study>.png and, where units died at equal epochs, <study>-layers.png and <study>-returns.png; their paths."""
     study, swept = settings.study, SWEEPS[settings.study]
-    title = f"{settings.script}.py on {canvas.dataset_name(settings.dataset)}"
-    paths = [folder / f"{study}{ending}.png" for ending in tables.ENDINGS]
+    title = canvas.what(settings)
+    paths = [folder / f"{study}{ending}.png" for ending in ENDINGS]
     published = paper.dead_units((settings.dataset, settings.network), settings.activation, study)
     groups = grouped(tables.rows[""], lambda row: row["footing"])
     lines = {
@@ -58,7 +67,7 @@ def draw(settings: SimpleNamespace, tables, failures: list[str], folder: Path) -
         drawn.append(paths[1])
     returns = [row for row in tables.rows["-returns"] if row["footing"] == "epochs"]
     if returns:
-        figures.returns_figure(returns, paths[2], f"{title}, {study}", getattr(settings, "patience", None))
+        figures.returns_figure(returns, paths[2], title, getattr(settings, "patience", None))
         drawn.append(paths[2])
     for path in set(paths) - set(drawn):  # of an earlier command
         path.unlink(missing_ok=True)

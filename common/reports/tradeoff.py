@@ -1,12 +1,14 @@
 """Accuracy against sparsity or FLOPs, a line a method."""
 
-from collections import defaultdict
+import textwrap
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from common.pruning import label
-from common.reports.canvas import COLOURS, LINES, QUIET, Rows, Series, canvas, label_points, over, save, seeds_of
+from common.pruning import METHODS, label
+from common.pruning.task import point_of
+from common.reports.canvas import COLOURS, LINES, QUIET, Rows, Series, canvas, label_points, mean_of, over, save
 
 
 def over_targets(rows: Rows, x) -> Series:
@@ -17,12 +19,35 @@ def over_targets(rows: Rows, x) -> Series:
     return places, *over(zip(at, [100 * row["test_accuracy"] for row in rows], strict=True))[1:]
 
 
-def draw_method(axes, method: str, rows: Rows, x, index: int) -> tuple:
+def style_of(method: str) -> dict:
+    """Colour and dash of a method, the same in every figure: dark and solid for DS-Pruning."""
+    order = sorted(METHODS, key=lambda name: name != "ds-pruning")
+    index = order.index(method) if method in order else len(order)
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+
+
+def draw_method(axes, method: str, rows: Rows, x) -> tuple:
     """The line of a method; returns its right end: place, height, label, colour."""
     places, means, spreads = over_targets(rows, x)
-    style = {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+    style = style_of(method)
     axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **style)
     return places.max(), means[places.argmax()], label(method), style["color"]
+
+
+def seeds_behind(groups: dict[str, Rows]) -> tuple[str, str]:
+    """How many seeds are behind most points; and which have another number, "" for none."""
+    found = defaultdict(set)
+    for method, rows in groups.items():
+        for row in rows:
+            found[method, point_of(row)].add(row["seed"])
+    usual = max(Counter(map(len, found.values())).items(), key=lambda item: item[::-1])[0]
+    others = defaultdict(list)
+    for (method, point), seeds in sorted(found.items(), key=lambda item: item[0][1].order):
+        if len(seeds) != usual:
+            others[method, len(seeds)].append(str(point) if point.target is None else f"{100 * point.target:g} %")
+    named = [f"{count} of {label(method)} at {', '.join(points)}" for (method, count), points in others.items()]
+    bars = ", bars: one standard deviation" if max(map(len, found.values())) > 1 else ""
+    return mean_of([usual]) + bars, f"other numbers of seeds: {'; '.join(named)}" if named else ""
 
 
 def draw_dense(axes, accuracies: np.ndarray) -> None:
@@ -61,8 +86,7 @@ def tradeoff_figure(
     dense = np.array([100 * row["test_accuracy"] for row in groups.pop("dense", [])])
     targets = {row["target"] for row in rows}
     with canvas(1, 1, (6.4, 4.0)) as (figure, ((axes,),)):
-        ours_first = sorted(groups.items(), key=lambda item: item[0] != "ds-pruning")  # dark and solid
-        ends = [draw_method(axes, method, group, x, index) for index, (method, group) in enumerate(ours_first)]
+        ends = [draw_method(axes, method, group, x) for method, group in groups.items()]
         for method, line in published.items():
             shown = {100 * target: accuracy for target, accuracy in line.items() if target in targets}
             if len(shown) > 1:
@@ -77,7 +101,10 @@ def tradeoff_figure(
             logarithmic(axes)
         axes.set_xlim(right=right)
         label_points(axes, ends)
-        figure.suptitle(f"{title}: {seeds_of(list(groups.values()), 'target')}", x=0.01, ha="left", fontsize=10)
-        if missed:
-            figure.supxlabel(f"out of reach: {', '.join(missed)}", x=0.01, ha="left", color=QUIET, fontsize=8)
+        seeds, others = seeds_behind(groups)
+        figure.suptitle(f"{title}\n{seeds}", x=0.01, ha="left", fontsize=10)
+        notes = [f"out of reach: {', '.join(missed)}"] if missed else []
+        notes += textwrap.wrap(others, 110)
+        if notes:
+            figure.supxlabel("\n".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
         save(figure, path)

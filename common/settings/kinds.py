@@ -43,6 +43,7 @@ ABSENT = {
     "regularization": (0.0,),
     "hold_out": 0,
     "again": False,
+    "formats": ("png",),
     "network": "resnet18",
     "jobs": 1,
 }
@@ -126,6 +127,7 @@ KINDS = {
     "PATIENCE": COUNT,
     "EXTEND": TRUTH,
     "AGAIN": TRUTH,
+    "FORMATS": one_of("png", "pdf", "svg", several=True),
     "JOBS": COUNT,
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),

@@ -21,6 +21,7 @@ from common import data, models, names, units
 from common.errors import RunFailed, UserError
 from common.files import write_text
 from common.machine import distributed, workers
+from common.reports import canvas
 from common.settings import identity
 from common.training import code
 from common.training.callbacks import DeadAtEnd
@@ -146,6 +147,7 @@ class Study:
         self.settings, self.dataset = SimpleNamespace(**vars(settings)), dataset
         self.network = self.settings.network = network or settings.network
         self.shared = conditions(settings, dataset, self.network)
+        canvas.formats = list(settings.formats)
         self.failures: list[str] = []
         self.others: dict[str, Callable] = {}  # runs that other processes were training: name -> what makes it here
 

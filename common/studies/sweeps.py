@@ -20,11 +20,9 @@ from common.studies.study import Study, Trial, conditions, run_of, train
 from common.training.fit import finished
 from common.training.loop import Callback
 
-# What tells the runs of a table apart, beside what is swept; footing: at equal `epochs` or at equal `steps`.
-IDENTITY = ["footing", "batch_size", "learning_rate", "regularization", "seed"]
 COLUMNS = [
     "script",
-    *IDENTITY,
+    *report.IDENTITY,
     "epochs",
     "steps",
     "units",
@@ -104,17 +102,15 @@ class Tables:
         UserError: where a table to be extended was made under other conditions.
     """
 
-    ENDINGS = ("", "-layers", "-returns")
-
     def __init__(self, folder: Path, study: str, identity: list[str], shared: dict, extend: bool):
-        self.paths = {ending: folder / f"{study}{ending}.csv" for ending in self.ENDINGS}
+        self.paths = {ending: folder / f"{study}{ending}.csv" for ending in report.ENDINGS}
         self.identity, self.shared = identity, shared
         self.columns = [*COLUMNS, *(name for name in identity if name not in COLUMNS)]
-        self.rows: dict[str, list[dict]] = {ending: [] for ending in self.ENDINGS}
+        self.rows: dict[str, list[dict]] = {ending: [] for ending in report.ENDINGS}
         if extend:
             self.rows[""] = rows_to_extend(self.paths[""], shared, self.columns, ["code"])
             known = {self.key(row) for row in self.rows[""]}
-            for ending in self.ENDINGS[1:]:
+            for ending in report.ENDINGS[1:]:
                 rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
                 self.rows[ending] = [row for row in rows if self.key(row) in known]
 
@@ -122,7 +118,7 @@ class Tables:
         return tuple(float(row[name]) if name != "footing" else row[name] for name in self.identity)
 
     def add(self, row: dict, layers: list[dict], returns: list[dict]) -> None:
-        for ending, rows in zip(self.ENDINGS, ([row], layers, returns), strict=True):
+        for ending, rows in zip(report.ENDINGS, ([row], layers, returns), strict=True):
             self.rows[ending] = sorted([*self.rows[ending], *rows], key=self.key)
 
     def write(self, write_origin) -> None:
@@ -130,7 +126,7 @@ class Tables:
         if not self.rows[""]:
             return
         write_origin(self.paths[""], self.shared)
-        for ending in (*self.ENDINGS[1:], ""):
+        for ending in (*report.ENDINGS[1:], ""):
             if self.rows[ending]:
                 columns = list(self.rows[ending][0]) if ending else self.columns
                 write_csv(self.paths[ending], columns, self.rows[ending])
@@ -154,7 +150,7 @@ class Sweep(Study):
         self.before = {self.tables.key(row) for row in self.tables.rows[""]}
 
     def read_tables(self) -> Tables:
-        identity = [*IDENTITY, *({self.sweep.column} - set(IDENTITY))]
+        identity = report.identity_of(self.settings.study)
         return Tables(self.folder, self.settings.study, identity, self.conditions(), self.settings.extend)
 
     def conditions(self) -> dict:
@@ -231,7 +227,7 @@ class Sweep(Study):
             "revived_units": sum(row["revived_units"] for row in rows[1:]),
             "dying_units": float(np.mean(dying)) if dying else None,
             "cumulative_dead": sum(row["dead_units"] for row in rows),
-            "width": final["network"]["width"],
+            "width": final["network"].get("width"),
             "device": self.settings.device.type,
             "seconds": sum(row["seconds"] for row in rows),
             "code": final.get("code"),
