@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from common import files, names
-from common.pruning import label
+from common.pruning import METHODS, label
 from common.reports import canvas, comparison, paper
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +108,17 @@ def seeds_behind(table: pd.DataFrame) -> str:
     return f"{counts.max()} seeds where a deviation is given, one where none is"
 
 
+def combined_otherwise(methods: dict, rows: pd.DataFrame) -> str:
+    """Names the methods whose groups were ranked by something else than today; "" for none."""
+    names_of = {"mean": "the mean", "sum": "the sum", "maximum": "the largest"}
+    found = []
+    for method, constants in methods.items():
+        now = METHODS[method].combine
+        if method in set(rows["method"]) and (then := constants.get("combine", now)) != now:
+            found.append(f"{label(method)} by {names_of[then]} of their channels, now by {names_of[now]}")
+    return f"**Groups were ranked otherwise than today: {'; '.join(found)}.**\n" if found else ""
+
+
 def sparsity_section(path: Path) -> str:
     table, made = read(path)
     settings, kind = made["settings"], path.stem.split("-")[0]
@@ -124,6 +135,8 @@ def sparsity_section(path: Path) -> str:
     )
     if void:
         parts.append(VOID)
+    if other := combined_otherwise(settings["methods"], pruned):
+        parts.append(other)
     parts.append(markdown(by_target(pruned, "test_accuracy")))
     parts.append("Inference FLOPs in per cent of the dense network's:\n")
     parts.append(markdown(by_target(pruned, "inference_flops_ratio")))

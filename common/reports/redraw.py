@@ -1,0 +1,76 @@
+"""Figures again from the tables that studies left, without training.
+
+    python -m common.reports.redraw                                     all tables in plots/
+    python -m common.reports.redraw plots/Resnet18/neuron-sparsity.csv --formats pdf
+
+Draws what follows from the tables alone: accuracy against sparsity and FLOPs, the sweeps, and accumulation by epoch.
+What needs the runs themselves (the course of DS-Pruning, layers and fire rates) is drawn by the study's own command,
+which passes over runs that are finished.
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+from common import names, settings
+from common.errors import UserError
+from common.files import read_csv
+from common.machine import process
+
+ROOT = Path(__file__).parents[2]
+
+
+def settings_of(table: Path) -> SimpleNamespace:
+    """What the rows of a table have in common, as its .json has it."""
+    try:
+        made = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{table}: what its rows have in common cannot be read from its .json ({error})") from None
+    network = made.pop("network")
+    own = {"network": network["name"], "width": network.get("width"), "activation": network.get("activation")}
+    return SimpleNamespace(**{**made, **own}, script=table.parent.name, study=table.stem, output_dir=table.parents[1])
+
+
+def redraw(table: Path) -> list[Path]:
+    """The figures of one table; their paths.
+
+    Raises:
+        UserError: for what is no table of a study.
+    """
+    known = settings_of(table)
+    if known.study in names.SPARSITY:
+        from common.reports import sparsity
+
+        return sparsity.draw(known, read_csv(table), {}, table.parent)
+    if known.study in names.SWEEPS:
+        from common.reports import sweeps
+
+        paths = {ending: table.with_name(f"{known.study}{ending}.csv") for ending in sweeps.ENDINGS}
+        rows = {ending: read_csv(path) if path.exists() else [] for ending, path in paths.items()}
+        tables = SimpleNamespace(rows=rows, identity=sweeps.identity_of(known.study))
+        return sweeps.draw(known, tables, [], table.parent)
+    if known.study == "accumulation":
+        from common.reports import accumulation
+
+        returns = table.with_name("accumulation-returns.csv")
+        drawn = [accumulation.draw_epochs(known, read_csv(table), table.parent)]
+        return drawn + (accumulation.draw_returns(known, read_csv(returns), returns) if returns.exists() else [])
+    raise UserError(f"{table}: the table of no study; takes {', '.join((*names.SPARSITY, *names.SWEEPS))}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = settings.Parser(__doc__, "python -m common.reports.redraw")
+    parser.add_argument("tables", type=Path, nargs="*", help="all in plots/ by default")
+    parser.add_argument("--formats", nargs="+", type=settings.reader("FORMATS"), default=["png"], metavar="FORMAT")
+    given = parser.parse_args(arguments)
+    from common.reports import canvas
+
+    canvas.formats = given.formats
+    found = sorted(path.with_suffix(".csv") for path in (ROOT / "plots").glob("*/*.json"))
+    for table in given.tables or found:
+        print("".join(f"figure: {path}\n" for path in redraw(table)), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(process.run(main))
