@@ -6,6 +6,7 @@ drawn before, so a resumed run sees the same batches on any device.
 """
 
 import hashlib
+import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
-from common.images import read_image
+from common.images import DAMAGED, images_in, printable, read_image, subfolders
 from common.machine import devices
 from common.machine.seeds import stream
 
@@ -155,29 +156,36 @@ def digits() -> tuple:
 
 
 def image_folder(folder: Path, size: int, workers: int) -> tuple:
-    from torchvision.datasets import ImageFolder
-
     if not folder.is_dir():
         raise UserError(f"DATASET: got {str(folder)!r}; takes cifar10, digits or the path of a folder that exists")
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    splits = []
-    for part in (folder / "train", test):
-        try:
-            splits.append(ImageFolder(part))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"DATASET: {part} holds no images ({str(error).splitlines()[0]}); takes a folder with train/ and test/ "
-                f"or val/, one subfolder a class, images in each"
-            ) from None
-    if splits[0].classes != splits[1].classes:
-        odd = sorted(set(splits[0].classes) ^ set(splits[1].classes))
+    splits = [split_of(folder / "train"), split_of(test)]
+    classes, others = (classes for classes, _, _ in splits)
+    if classes != others:
+        odd = sorted(set(classes) ^ set(others))
         raise UserError(f"DATASET: the classes of {folder}/train and {test} differ: {', '.join(odd[:5])}")
-    if len(splits[0].classes) < 2:
-        raise UserError(f"DATASET: {folder}/train has one class, {splits[0].classes[0]}; takes two or more")
-    fit_in_memory(sum(len(split) for split in splits), size)
+    if len(classes) < 2:
+        raise UserError(f"DATASET: {folder}/train has one class, {classes[0]}; takes two or more")
+    fit_in_memory(sum(len(paths) for _, paths, _ in splits), size)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        arrays = [(read_images(split, size, pool), np.asarray(split.targets)) for split in splits]
-    return *arrays, splits[0].classes
+        arrays = [read_images(paths, labels, size, pool) for _, paths, labels in splits]
+    return *arrays, classes
+
+
+def split_of(folder: Path) -> tuple[list[str], list[str], list[int]]:
+    """The classes of one split, the paths of its images, and the class of each."""
+    takes = "takes a folder with train/ and test/ or val/, one subfolder a class, images in each"
+    classes = subfolders(folder) if folder.is_dir() else []
+    if not classes:
+        raise UserError(f"DATASET: {folder} holds no images (no folder of a class); {takes}")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = [os.path.join(folder, os.fsdecode(path)) for path, _ in images_in(folder / name, "DATASET")]
+        if not found:
+            raise UserError(f"DATASET: {folder} holds no images of the class {name}; {takes}")
+        paths += found
+        labels += [label] * len(found)
+    return classes, paths, labels
 
 
 def fit_in_memory(count: int, size: int) -> None:
@@ -190,18 +198,41 @@ def fit_in_memory(count: int, size: int) -> None:
         )
 
 
-def read_images(split, size: int, pool: ThreadPoolExecutor) -> np.ndarray:
-    """All images of a torchvision ImageFolder: uint8 [N, size, size, 3]."""
+def read_images(paths: list[str], labels: list[int], size: int, pool: ThreadPoolExecutor) -> tuple:
+    """All images of a split, uint8 [N, size, size, 3], and their labels; those that cannot be read are named and left
+    out.
+
+    Raises:
+        UserError: where more of them are damaged than DAMAGED says, or all are alike.
+    """
     from tqdm import tqdm  # here, so that a notebook that has its images already needs none
 
-    images = np.empty((len(split), size, size, 3), np.uint8)
-    paths = [path for path, _ in split.samples]
-    arrays = tqdm(pool.map(lambda path: read_image(path, size), paths), split.root, len(paths), disable=None)
-    for index, array in enumerate(arrays):
-        images[index] = array
+    def read(path: str):
+        try:
+            return read_image(path, size)
+        except Exception as error:  # a damaged file fails in many ways
+            return " ".join(str(error).split()) or type(error).__name__
+
+    images, damaged = np.empty((len(paths), size, size, 3), np.uint8), {}
+    where = os.path.commonpath(paths)
+    for index, found in enumerate(tqdm(pool.map(read, paths), where, len(paths), disable=None)):
+        if isinstance(found, str):
+            damaged[index] = f"{printable(paths[index])} ({found})"
+        else:
+            images[index] = found
+    if len(damaged) > max(1, DAMAGED * len(paths)):
+        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
+        raise UserError(
+            f"DATASET: {len(damaged)} of {len(paths)} images cannot be read; replace or delete them: "
+            f"{', '.join(list(damaged.values())[:5])}{more}"
+        )
+    for line in damaged.values():
+        print(f"left out, as it cannot be read: {line}")
+    whole = [index for index in range(len(paths)) if index not in damaged]
+    images, labels = (images, labels) if not damaged else (images[whole], [labels[index] for index in whole])
     if len(images) > 1 and all(np.array_equal(images[0], image) for image in images[1:]):
-        raise UserError(f"DATASET: all {len(images)} images in {split.root} are alike; look at {paths[0]}")
-    return images
+        raise UserError(f"DATASET: all {len(images)} images in {where} are alike; look at {paths[whole[0]]}")
+    return images, np.asarray(labels)
 
 
 def hold_out(arrays: tuple, count: int) -> tuple[tuple, tuple]:

@@ -1,8 +1,11 @@
 """Files that are never half written, and read only when they are whole."""
 
 import csv
+import errno
+import io
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,6 +17,29 @@ UNFINISHED = ".new"  # ending of a file that is being written
 FORMAT = 1  # of the files of a run; raised when the same constants come to mean another training
 
 
+REASONS = {
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EACCES: "no permission; allow it",
+    errno.EPERM: "no permission; allow it",
+    errno.EROFS: "the disk can only be read; take another place",
+    errno.ENOENT: "its folder is gone; look what deleted it",
+}
+
+
+class Noted(io.FileIO):
+    """A file that remembers why it could not be written: what writes to it may say so in words of its own."""
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+
 def write(path: Path, save) -> None:
     """Calls `save` with a binary file and puts it in the place of `path` at once, when it is wholly on the disk.
 
@@ -23,16 +49,21 @@ def write(path: Path, save) -> None:
         UserError: when it cannot be written (a full disk, say); what `path` held before is still there.
     """
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}{UNFINISHED}")
+    noted = None
     try:
-        with open(temporary, "wb") as file:
+        noted = Noted(temporary, "w")
+        with io.BufferedWriter(noted) as file:
             save(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save wraps a full disk in a RuntimeError
-        temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise UserError(f"could not write {path} ({reason}); make room and run the same command again") from None
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        cause = noted.error if noted and noted.error else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
+        reason = REASONS.get(getattr(cause, "errno", None), f"{reason}; mend that")
+        raise UserError(f"could not write {path}: {reason}, and run the same command again") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,11 +7,11 @@ as the pretrained weights expect, whatever the images are.
 """
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from common import data
 from common.errors import UserError
-from common.images import TRIES, Files, Job, Jobs, Reader, begin, quiet, worker_died
+from common.images import TRIES, Files, Job, Jobs, Reader, begin, images_in, quiet, subfolders, worker_died
 from common.machine import devices, seeds
 from common.machine.process import Interrupts
 
@@ -69,37 +69,10 @@ def load(settings) -> "Folder":
     return Folder(str(folder), *splits, classes, digest.hexdigest()[:16], *sizes)
 
 
-def subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def images_in(folder: Path) -> list[tuple[bytes, int]]:
-    """(path relative to the folder's parent, size in bytes) of every image in it, at any depth, sorted; hidden files,
-    which some systems leave beside images, are none."""
-
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    def stop(error: OSError):
-        raise error
-
-    found, start = [], len(os.path.join(folder.parent, ""))
-    for where, _, names in os.walk(folder, onerror=stop, followlinks=True):
-        for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                path = os.path.join(where, name)
-                try:
-                    size = os.stat(path).st_size
-                except OSError:  # a link to nothing, to be met as a damaged image
-                    size = 0
-                found.append((os.fsencode(path[start:]), size))
-    return sorted(found)
-
-
 def scan(folder: Path, classes: list[str], digest) -> Files:
     """The images of one split; their names and sizes, which change when a folder is made anew, go into `digest`."""
     with ThreadPoolExecutor(SCANNERS) as pool:
-        found = list(pool.map(images_in, (folder / name for name in classes)))
+        found = list(pool.map(partial(images_in, constant="DATA_DIR"), (folder / name for name in classes)))
     for name, images in zip(classes, found, strict=True):
         if not images:
             raise UserError(f"DATA_DIR: the class {folder / name} holds no images; fill or delete it in every split")

@@ -21,6 +21,7 @@ from common.machine import seeds
 
 RESIZED = 256 / 224  # the shorter side over the side of the centre crop
 DAMAGED = 0.01  # share of a split's images; more of them, and more than one, stop the run
+LONGEST = 16  # the longer side of an image over the shorter one; what is longer is cut off
 TRIES = 20  # images drawn in the place of a damaged one
 
 
@@ -48,7 +49,7 @@ class Files:
             path, why = next(iter(self.damaged.items()))
             raise UserError(
                 f"DATA_DIR: {len(self.damaged):,} of the {len(self):,} images in {self.folder} cannot be read, more "
-                f"than {DAMAGED:.0%}; the first: {path} ({why}); replace or delete them"
+                f"than {DAMAGED:.0%}; the first: {printable(path)} ({why}); replace or delete them"
             )
 
 
@@ -147,6 +148,60 @@ def worker_died(error: Exception) -> UserError | None:
     )
 
 
+def printable(path: str) -> str:
+    """A path as one line that any terminal takes, whatever bytes the name is of."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace").replace("\n", "\\n")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Their names, sorted; hidden ones, as notebooks leave them, are none."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def images_in(folder: Path, constant: str) -> list[tuple[bytes, int]]:
+    """(path relative to the folder's parent, size in bytes) of every image in it, at any depth, sorted; hidden files
+    and folders, which some systems leave beside images, hold none.
+
+    Args:
+        constant: the one that names the images, for the error.
+
+    Raises:
+        UserError: for a link that leads back to where it lies, or above: images would be met again, in other classes.
+    """
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    def stop(error: OSError):
+        raise error
+
+    found, start = [], len(os.path.join(folder.parent, ""))
+    for where, inside, names in os.walk(folder, onerror=stop, followlinks=True):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        for name in inside:
+            link = os.path.join(where, name)
+            if os.path.islink(link) and Path(os.path.realpath(where)).is_relative_to(os.path.realpath(link)):
+                raise UserError(f"{constant}: {printable(link)} leads back to a folder that it lies in; delete it")
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                path = os.path.join(where, name)
+                try:
+                    size = os.stat(path).st_size
+                except OSError:  # a link to nothing, to be met as a damaged image
+                    size = 0
+                found.append((os.fsencode(path[start:]), size))
+    return sorted(found)
+
+
+def too_long(image: Image.Image) -> Image.Image:
+    """The middle of an image that is more than LONGEST times as long as wide, which would be huge when resized."""
+    least = min(image.size) * LONGEST
+    if max(image.size) <= least:
+        return image
+    width, height = (min(side, least) for side in image.size)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def decode(path: str) -> Image.Image:
     """One image file, upright and in RGB; transparency is dropped. Raises what PIL raises, which may be anything when
     the file is damaged; and ValueError for floats and 32-bit integers, of which nobody can tell what is white."""
@@ -160,16 +215,9 @@ def decode(path: str) -> Image.Image:
             raise ValueError("floats and 32-bit integers have no known white; save it with 8 or 16 bits a value")
         if image.mode == "P" and "transparency" in image.info:  # PIL would warn
             image = image.convert("RGBA")
-        return image.convert("RGB")
+        return too_long(image).convert("RGB")
 
 
 def read_image(path: str, size: int) -> np.ndarray:
-    """One image file as uint8 [size, size, 3]: the shorter side resized, the centre cut out.
-
-    Raises:
-        UserError: naming the file, when it cannot be read.
-    """
-    try:
-        return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))
-    except Exception as error:
-        raise UserError(f"DATASET: the image {path} cannot be read ({error}); replace or delete it") from None
+    """One image file as uint8 [size, size, 3]: the shorter side resized, the centre cut out. Raises as `decode`."""
+    return np.asarray(ImageOps.fit(decode(path), (size, size), Image.Resampling.BILINEAR))

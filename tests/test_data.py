@@ -1,5 +1,7 @@
 """Augmentation against torchvision's transforms, and epochs that depend on seed and epoch only."""
 
+import os
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -189,30 +191,39 @@ def broken(tmp_path, what):
     if what == "other classes":
         (root / "test" / "dog").rename(root / "test" / "mouse")
     if what in ("floats", "32 bits"):
-        (root / "train" / "dog" / "1.png").unlink()
         values = np.linspace(0, 1, 600).reshape(20, 30).astype(np.float32 if what == "floats" else np.int32)
-        Image.fromarray(values).save(root / "train" / "dog" / "1.tif")
+        for number in (1, 2):
+            (root / "train" / "dog" / f"{number}.png").unlink()
+            Image.fromarray(values).save(root / "train" / "dog" / f"{number}.tif")
     if what == "alike":
         for path in (root / "test").rglob("*.png"):
             Image.new("RGB", (20, 30), (9, 9, 9)).save(path)
     if what == "damaged":
-        whole = (root / "train" / "dog" / "1.png").read_bytes()
-        (root / "train" / "dog" / "1.png").write_bytes(whole[: len(whole) // 2])
+        for number in (1, 2):
+            cut(root / "train" / "dog" / f"{number}.png")
+    if what == "loop":
+        (root / "train" / "cat" / "loop").symlink_to("..")
     return root
+
+
+def cut(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
 
 
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("floats", r"dog.1\.tif cannot be read \(floats and 32-bit integers have no known white"),
-        ("32 bits", r"dog.1\.tif cannot be read \(floats and 32-bit integers have no known white"),
+        ("floats", r"2 of 6 images cannot be read; .*dog.1\.tif \(floats and 32-bit integers have no known white"),
+        ("32 bits", r"2 of 6 images cannot be read; .*dog.1\.tif \(floats and 32-bit integers have no known white"),
         ("alike", "all 6 images in .*test are alike"),
         ("absent", "nowhere"),
         ("one class", "one class, cat"),
         ("no test", "test holds no images"),
         ("empty class", "train holds no images"),
         ("other classes", "differ: dog, mouse"),
-        ("damaged", r"dog.1\.png cannot be read"),
+        ("damaged", r"2 of 6 images cannot be read; replace or delete them: .*dog.1\.png \(.*dog.2\.png \("),
+        ("loop", "cat.loop leads back to a folder that it lies in; delete it"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_named_in_one_line(tmp_path, what, words):
@@ -220,6 +231,46 @@ def test_a_folder_that_cannot_be_used_is_named_in_one_line(tmp_path, what, words
         data.load(place(broken(tmp_path, what)))
     assert str(error.value).startswith("DATASET: ")
     assert "\n" not in str(error.value)
+
+
+def test_one_damaged_image_is_named_and_left_out(tmp_path, capsys):
+    root = save_images(tmp_path)
+    cut(root / "train" / "dog" / "1.png")
+    made = data.load(place(root))
+    assert made.train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert re.match(r"left out, as it cannot be read: .*dog.1\.png \(.*\)\n$", capsys.readouterr().out)
+
+
+def test_hidden_files_and_folders_are_no_images_and_no_classes(tmp_path):
+    root = save_images(tmp_path)
+    before = data.load(place(root))
+    for folder in (root / "train" / ".ipynb_checkpoints", root / "train" / "cat" / ".ipynb_checkpoints"):
+        folder.mkdir()
+        (folder / "0.png").write_bytes((root / "train" / "cat" / "0.png").read_bytes())
+    (root / "train" / "dog" / "._1.png").write_bytes(b"left by another system")
+    after = data.load(place(root))
+    assert after.classes == ["cat", "dog"]
+    assert after.fingerprint == before.fingerprint
+
+
+def test_names_of_any_bytes_are_read(tmp_path):
+    root = save_images(tmp_path)
+    for name in (b"caf\xe9.png", b"two\nlines.png"):
+        try:
+            os.rename(root / "train" / "dog" / "1.png", os.path.join(os.fsencode(root / "train" / "dog"), name))
+        except OSError:
+            pytest.skip("this file system takes names of text only")
+        assert len(data.load(place(root)).train.labels) == 6
+        (damaged,) = (
+            images.printable(os.fsdecode(path)) for path, _ in images.images_in(root / "train" / "dog", "DATASET")[-1:]
+        )
+        assert damaged.isprintable() or damaged.isascii()
+        os.rename(os.path.join(os.fsencode(root / "train" / "dog"), name), root / "train" / "dog" / "1.png")
+
+
+def test_an_image_of_a_line_is_cut_before_it_is_resized(tmp_path):
+    Image.new("RGB", (40_000, 2), (9, 9, 9)).save(tmp_path / "line.png")
+    assert images.decode(str(tmp_path / "line.png")).size == (32, 2)
 
 
 def test_images_that_do_not_fit_into_memory_are_refused_before_they_are_read(tmp_path):

@@ -1,5 +1,6 @@
 """Tables that grow over several commands."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[
     try:
         before = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
         rows = read_csv(table)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
     methods, own = before.pop("methods", {}), made.get("methods", {})
     odd = sorted(name for name in {*before, *made} - {"methods"} if before.get(name) != made.get(name))

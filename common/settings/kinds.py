@@ -58,6 +58,7 @@ class Kind:
     takes: str
     several: bool = False
     optional: bool = False
+    most: float | None = None  # the largest number
 
 
 def whole(value) -> int:
@@ -77,8 +78,11 @@ def one_of(*names: str, **options) -> Kind:
     return Kind(str, lambda v: v in names, "one of " + ", ".join(names), **options)
 
 
-def number(passes: Callable, takes: str, read: Callable = float, **options) -> Kind:
-    return Kind(read, lambda v: math.isfinite(v) and passes(v), takes, **options)
+LARGEST = 1e6  # of every number, unless told otherwise: what is larger is a slip, and overflows somewhere
+
+
+def number(passes: Callable, takes: str, read: Callable = float, most: float = LARGEST, **options) -> Kind:
+    return Kind(read, lambda v: math.isfinite(v) and passes(v), takes, most=most, **options)
 
 
 TRUTH = Kind(truth, lambda v: True, "True or False")
@@ -98,14 +102,14 @@ KINDS = {
     "RUN_DIR": TEXT,
     "DEVICE": Kind(str, lambda v: v != "", "auto, cpu, cuda, mps or xpu, with an index where there are several"),
     "PRECISION": one_of("auto", "bf16", "fp32"),
-    "SEEDS": number(lambda v: v >= 0, "whole numbers >= 0", whole, several=True),
+    "SEEDS": number(lambda v: v >= 0, "whole numbers >= 0", whole, 2**32 - 1, several=True),
     "ACTIVATION": one_of(*names.ACTIVATIONS),
     "NETWORK": Kind(
         str,
         lambda v: v in names.NETWORKS or re.fullmatch(r"[\w.]+:\w+", v) is not None,
         f"{', '.join(names.NETWORKS)}, or module:function of your own",
     ),
-    "WIDTH": COUNT,
+    "WIDTH": number(lambda v: v > 0, "a whole number > 0", whole, 4096),
     "STEM": one_of(*names.STEMS),
     "EPOCHS": COUNT,
     "BATCH_SIZE": number(lambda v: v > 1, "a whole number > 1 (batch norm needs two examples)", whole),
@@ -128,7 +132,7 @@ KINDS = {
     "EXTEND": TRUTH,
     "AGAIN": TRUTH,
     "FORMATS": one_of("png", "pdf", "svg", several=True),
-    "JOBS": COUNT,
+    "JOBS": number(lambda v: v > 0, "a whole number > 0", whole, 1024),
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
     "MICRO_BATCH": number(lambda v: v >= 0 and v != 1, "0 or a whole number > 1", whole),
@@ -136,8 +140,8 @@ KINDS = {
     "LABEL_SMOOTHING": number(lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "CHECKPOINT_STEPS": NATURAL,
     "PRETRAINED": TRUTH,
-    "IMAGE_SIZE": number(lambda v: v >= 8, "a whole number >= 8", whole),
-    "WORKERS": NATURAL,
+    "IMAGE_SIZE": number(lambda v: v >= 8, "a whole number >= 8", whole, 8192),
+    "WORKERS": number(lambda v: v >= 0, "a whole number >= 0", whole, 1024),
 }
 
 
@@ -178,6 +182,8 @@ def check_one(name: str, kind: Kind, value):
         good = kind.passes(read)
     except (ValueError, TypeError, OverflowError):
         good = False
+    if good and kind.most is not None and abs(read) > kind.most:
+        raise UserError(f"{name}: got {value!r}, takes {kind.takes}, at most {kind.most:,.0f}")
     if not good:
         raise UserError(f"{name}: got {value!r}, takes {kind.takes}")
     return read

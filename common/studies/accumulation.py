@@ -77,8 +77,8 @@ class Accumulation(Study):
 
     def write(self, rows: list[dict], finals: list[dict]) -> None:
         table = self.folder / "accumulation.csv"
-        write_csv(table, COLUMNS, rows)
         self.write_origin(table, self.shared)
+        write_csv(table, COLUMNS, rows)
         paths = [*report.draw(self.settings, rows, finals, self.folder), *report.compare(self.settings)]
         print(f"\n{report.summary(rows)}\n\ntable: {table}")
         print("".join(f"figure: {path}\n" for path in paths), end="")

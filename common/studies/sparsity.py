@@ -291,9 +291,12 @@ class Sparsity(Study):
         return row_of(self.settings, self.dataset, final, folder)
 
     def write_table(self, rows: list[dict], shown: dict) -> None:
-        if rows:
-            write_csv(self.table, self.columns, rows)  # first: beside the .json of other conditions none is extended
+        if not rows:
+            return
+        if not self.table.exists():  # a table without its .json could not be extended
             self.write_origin(self.table, shown)
+        write_csv(self.table, self.columns, rows)  # before the .json of new conditions, beside which none is extended
+        self.write_origin(self.table, shown)
 
     def courses(self) -> dict[str, dict]:
         """What DS-Pruning decided in the first seed's runs, as far as these are there."""

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from inspect import getsourcefile
@@ -19,7 +20,7 @@ from filelock import FileLock
 
 from common import data, models, names, units
 from common.errors import RunFailed, UserError
-from common.files import write_text
+from common.files import UNFINISHED, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
@@ -193,9 +194,13 @@ class Study:
         for again in others.values():
             again()
 
-    def table_lock(self) -> FileLock:
-        """Held while a table is read and written."""
-        return FileLock(self.settings.run_dir / f".{self.settings.script}-{self.settings.study}.lock")
+    @contextmanager
+    def table_lock(self) -> Iterator[None]:
+        """Held while a table is read and written; what a process that was killed left half-written goes."""
+        with FileLock(self.settings.run_dir / f".{self.settings.script}-{self.settings.study}.lock"):
+            for left in self.folder.glob(f".{self.settings.study}*{UNFINISHED}"):
+                left.unlink(missing_ok=True)
+            yield
 
     def write_origin(self, table: Path, shared: dict) -> None:
         """Beside a table, a .json: the command that made it, the versions, and what its rows have in common."""

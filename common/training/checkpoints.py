@@ -66,8 +66,8 @@ class Checkpoints(Callback):
 
     def on_epoch_end(self, training: Training):
         self.rows.append({"epoch": training.epoch, **training.row})
+        self.run.save_log(self.rows)  # first: a run that is killed in between writes it again
         self.save(training, 0)
-        self.run.save_log(self.rows)
 
     def save(self, training: Training, step: int):
         distributed.average_statistics(training.model)
