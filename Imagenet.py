@@ -27,17 +27,17 @@ METHODS = [
     "set",
     "rigl",
 ]  # what the imagenet study compares; it also takes random, scratch, magnitude and demp
-SPARSITIES = [0.8, 0.9]  # its targets, as shares of all weights
-DEMP_STRENGTHS = [0.0003, 0.001]  # of demp, which has no target: one run each
-PRUNING_LEARNING_RATE = 0.01  # of the imagenet study; the highest of its schedule
+SPARSITIES = [0.8, 0.9]  # the targets, as shares of all weights
+DEMP_STRENGTHS = [0.0003, 0.001]  # what demp takes in the place of a target; one run each
+PRUNING_LEARNING_RATE = 0.01  # the highest of the schedule in the imagenet study
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
-SETTLE = 0.75  # share of training after which it is at its target
+SETTLE = 0.75  # share of training after which DS-Pruning is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
-LEARNING_RATES = [0.01]  # of the accumulation study, one run each
+LEARNING_RATES = [0.01]  # of the accumulation study; one run each
 GRADIENT_CLIP = 0.0  # largest gradient norm in the accumulation study; 0: no clipping
 NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element in the accumulation study
 REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+SEEDS = [0]  # of initial weights, order and augmentation; one run each
 
 # Network and training
 ACTIVATION = "relu"  # relu, leaky-relu or swish
@@ -50,8 +50,8 @@ MICRO_BATCH = 0  # examples in one forward pass of a process, whose gradients a 
 SCHEDULE = "one-cycle"  # constant or one-cycle
 LEARNING_RATE_WARMUP = 0.0  # epochs in which the learning rate rises; 0: none, or three tenths of a one-cycle
 LABEL_SMOOTHING = 0.0  # share of every label that is spread over all classes
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = 5e-4  # of SGD, on all parameters
+MOMENTUM = 0.9  # the momentum of SGD
+WEIGHT_DECAY = 5e-4  # the weight decay of SGD, on all parameters
 AUGMENTATION = ["crop", "flip"]  # any of crop (random resized crop), flip, cutout
 IMAGE_SIZE = 224  # pixels a side of the crops
 

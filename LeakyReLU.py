@@ -11,11 +11,11 @@ from common import names, settings
 from common.machine import process
 
 # The experiment
-STUDY = "accumulation"  # dead and dying units by epoch; or neuron-, weight- or flops-sparsity: accuracy
+STUDY = "accumulation"  # accumulation: dead and dying units; neuron-, weight- or flops-sparsity: accuracy
 ACTIVATION = "leaky-relu"  # relu, leaky-relu (slope 0.05) or swish
-LEARNING_RATES = [0.01, 0.05]  # of the accumulation study; one run each; the highest of its schedule
+LEARNING_RATES = [0.01, 0.05]  # of the accumulation study: the highest of the schedule; one run each
 REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+SEEDS = [0]  # of initial weights, order and augmentation; one run each
 
 # Pruning
 METHODS = [
@@ -30,11 +30,11 @@ METHODS = [
     "earlycrop-s",
     "demp",
 ]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
-SPARSITIES = None  # targets of the sparsity studies; BY_STUDY says what None is
-DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # of demp, which has no target: one run each
-PRUNING_LEARNING_RATE = 0.1  # of the sparsity studies; the highest of its schedule
+SPARSITIES = None  # the targets of the sparsity studies; None: as BY_STUDY has it
+DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # what demp takes in the place of a target; one run each
+PRUNING_LEARNING_RATE = 0.1  # the highest of the schedule in the sparsity studies
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
-SETTLE = 0.75  # share of training after which it is at its target
+SETTLE = 0.75  # share of training after which DS-Pruning is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
 EXTEND = False  # keep the rows that a study's table has, and train only what it lacks; not in accumulation
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
@@ -47,8 +47,8 @@ STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
 EPOCHS = None  # passes over the training images
 BATCH_SIZE = None  # examples a step
 SCHEDULE = None  # constant or one-cycle
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = None  # of SGD, on all parameters
+MOMENTUM = 0.9  # the momentum of SGD
+WEIGHT_DECAY = None  # the weight decay of SGD, on all parameters
 GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping; not in the sparsity studies
 AUGMENTATION = None  # any of crop, flip, cutout
 

@@ -11,9 +11,9 @@ from common import settings
 from common.machine import process
 
 # The experiment
-STUDY = "accumulation"  # dead and dying units by epoch
-LEARNING_RATES = [0.01, 0.025, 0.05]  # one run each; the highest of its schedule
-SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+STUDY = "accumulation"  # the only one: dead and dying units by epoch
+LEARNING_RATES = [0.01, 0.025, 0.05]  # the highest of the schedule; one run each
+SEEDS = [0]  # of initial weights, order and augmentation; one run each
 
 # Network and training; None: as PROTOCOL has it
 PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
@@ -24,8 +24,8 @@ STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
 EPOCHS = None  # passes over the training images
 BATCH_SIZE = None  # examples a step
 SCHEDULE = None  # constant or one-cycle
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = None  # of SGD, on all parameters
+MOMENTUM = 0.9  # the momentum of SGD
+WEIGHT_DECAY = None  # the weight decay of SGD, on all parameters
 AUGMENTATION = None  # any of crop, flip, cutout
 
 # Where, and on what

@@ -11,11 +11,11 @@ from common import settings
 from common.machine import process
 
 # The experiment
-STUDY = "accumulation"  # dead and dying units by epoch
+STUDY = "accumulation"  # the only one: dead and dying units by epoch
 ACTIVATION = "swish"  # relu, leaky-relu or swish
-LEARNING_RATES = [0.01, 0.05]  # one run each; the highest of its schedule
+LEARNING_RATES = [0.01, 0.05]  # the highest of the schedule; one run each
 REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-SEEDS = [0]  # one run each; they set initial weights, order and augmentation
+SEEDS = [0]  # of initial weights, order and augmentation; one run each
 
 # Network and training; None: as PROTOCOL has it
 PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
@@ -25,8 +25,8 @@ STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
 EPOCHS = None  # passes over the training images
 BATCH_SIZE = None  # examples a step
 SCHEDULE = None  # constant or one-cycle
-MOMENTUM = 0.9  # of SGD
-WEIGHT_DECAY = None  # of SGD, on all parameters
+MOMENTUM = 0.9  # the momentum of SGD
+WEIGHT_DECAY = None  # the weight decay of SGD, on all parameters
 GRADIENT_CLIP = 1.0  # largest gradient norm; 0: no clipping
 AUGMENTATION = None  # any of crop, flip, cutout
 

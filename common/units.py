@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from common.groups import Groups
 from common.machine import devices, distributed, environment
 from common.machine.counting import EXACT, count_positive, fire_counts
-from common.models import ACTIVATION_TYPES, Inputs, activation_layers, watched
+from common.models import Inputs, activation_layers, watched
 
 NEARLY_DEAD = 0.001  # a fire rate at or below this
 ROWS = 64  # forward passes whose counts wait to be summed
@@ -90,13 +90,7 @@ class UnitWatch:
     def __init__(self, model: nn.Module, example: Inputs, passes: int = 1):
         self.passes, self.device = passes, (example[0] if isinstance(example, tuple) else example).device
         seen = watched(model, example)
-        others = seen.unwatched + [f"{name}, used {count} times" for name, count in seen.shared.items()]
-        if others or not seen.layers:
-            raise ValueError(
-                f"units cannot be counted in {', '.join(others) or 'a network without activation layers'}: give every "
-                f"activation a module of its own, one of {', '.join(kind.__name__ for kind in ACTIVATION_TYPES)} "
-                "(own_activations does so for most networks)"
-            )
+        seen.check()
         self.layers = {name: layer.units for name, layer in seen.layers.items()}
         self.dims = {name: layer.dim for name, layer in seen.layers.items()}
         self.slices = slices_of(self.layers)
@@ -112,8 +106,8 @@ class UnitWatch:
         self.inside, self.pauses = False, 0  # of a pass that counts
         modules = activation_layers(model)
         self.hooks = [self.hook(modules[layer], layer) for layer in self.layers]
-        self.hooks.append(model.register_forward_pre_hook(self.begin_pass))
-        self.hooks.append(model.register_forward_hook(self.end_pass))
+        self.hooks.append(model.register_forward_pre_hook(torch.compiler.disable(self.begin_pass)))
+        self.hooks.append(model.register_forward_hook(torch.compiler.disable(self.end_pass)))
 
     def lay_out(self, channels: dict[str, int], numbers: Tensor) -> None:
         """Begins anew with a column for every channel in memory.
@@ -126,10 +120,20 @@ class UnitWatch:
         self.sums = torch.zeros(2, len(numbers), dtype=torch.int64, device=self.device)  # of rows: fired, silent
 
     def hook(self, module: nn.Module, layer: str):
-        """On a ReLU's output what is not 0 fired, which an accelerator counts in one launch."""
+        """On a ReLU's output what is not 0 fired, which an accelerator counts in one launch. A network that is compiled
+        has its graph broken here: what hooks count would be compiled anew in every step."""
+
+        @torch.compiler.disable
+        def before(module: nn.Module, inputs: tuple) -> None:
+            self.count(module, layer, inputs[0])
+
+        @torch.compiler.disable
+        def after(module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            self.count(module, layer, output, output)
+
         if self.device.type != "cpu" and isinstance(module, (nn.ReLU, nn.ReLU6)):
-            return module.register_forward_hook(lambda m, _inputs, output: self.count(m, layer, output, output))
-        return module.register_forward_pre_hook(lambda m, inputs: self.count(m, layer, inputs[0]))
+            return module.register_forward_hook(after)
+        return module.register_forward_pre_hook(before)
 
     def count(self, module: nn.Module, layer: str, x: Tensor, positive: Tensor | None = None) -> None:
         """Adds what a layer saw, [B, C, ...]; `positive` has the same values above 0 and no others but 0."""

@@ -317,6 +317,21 @@ def test_several_inputs_and_outputs_are_traced_and_pruned(digits):
     assert small.head.in_features == small.other.in_features == 16
 
 
+def test_a_compiled_network_is_counted_alike_and_compiled_once(digits):
+    counted = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = network()
+        watch = UnitWatch(model, torch.zeros(1, 1, 8, 8))
+        one_epoch(torch.compile(model, backend="eager") if compiled else model, sgd(model, 0.0), digits)
+        counted.append(watch.end_epoch())
+    assert torch._dynamo.utils.counters["frames"]["total"] < 12
+    assert [counts.batches for counts in counted] == [STEPS, STEPS]
+    assert counted[0].pairs.equal(counted[1].pairs)
+    assert (counted[0].fired - counted[1].fired).abs().max() < 0.2 * counted[0].pairs.max()  # in another order
+
+
 # Layers that stay, and layers that are no plain convolutions
 
 

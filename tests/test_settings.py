@@ -1,6 +1,7 @@
 """Every wrong constant ends in one line that names it, with exit status 2, before anything is computed."""
 
 import ctypes
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import torch
 from common import settings
 from common.errors import UserError
 from common.settings import folder_for
+from common.settings.kinds import PROTOCOLS
 from tests.conftest import script_module
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")
@@ -121,7 +123,7 @@ def test_values_given_twice_count_once(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, script):
     module = script_module(script)
-    by_study = {name for settled in getattr(module, "BY_STUDY", {}).values() for name in settled}
+    by_study = [settled for settled in getattr(module, "BY_STUDY", {}).values()]
     constants = [name for name in vars(module) if name.isupper() and name not in ("STUDIES", "BY_STUDY")]
     with pytest.raises(SystemExit) as stop:
         call(script, "--help")
@@ -130,14 +132,26 @@ def test_help_lists_every_constant_with_its_meaning_and_default(call, capsys, sc
     assert len(constants) > 20
     for name in constants:
         value = getattr(module, name)
-        settled = "the study's" if name in by_study else "the protocol's"
-        default = " ".join(map(str, value)) if isinstance(value, list) else settled if value is None else value
+        settled = [own[name] for own in by_study if name in own]
+        settled = settled or [own[name.lower()] for own in PROTOCOLS.values() if name.lower() in own]
+        default = shown(value)
         flag, after = f"--{name.lower().replace('_', '-')}", text.split(" options: ")[1]
         flag = f" {flag}, --no{flag[1:]} " if isinstance(value, bool) else f" {flag} "
         entry = after.split(flag)[2 if flag in after.split(" --help ")[0] else 1]
-        meaning = entry.split(f"[{default}]")
-        assert len(meaning) > 1, name
-        assert 10 < len(meaning[0]) < 200, name
+        entry = re.sub(r"^(VALUE )?(\[VALUE \.\.\.\] )?", "", entry)
+        meaning, found = re.match(r"(.*?) \[((?:[^]]|\](?! ))*)\](?: |$)", entry).groups()
+        assert 10 < len(meaning) < 200, name
+        if value is None:  # where it is settled, and to what
+            assert settled, name
+            assert all(f": {shown(own)}" in found for own in settled), name
+        else:
+            assert found == default, name
+
+
+def shown(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(shown, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 MEASURE = """

@@ -119,6 +119,17 @@ class Pass(TorchFunctionMode):
         called = [f"{function} in {name or 'the network itself'}" for function, name in self.functions]
         return self.unknown + list(dict.fromkeys(called))
 
+    def check(self) -> None:
+        """Raises ValueError for what cannot be watched, by name."""
+        others = self.unwatched + [f"{name}, used {count} times" for name, count in self.shared.items()]
+        if others or not self.layers:
+            named = ", ".join(others[:4]) + f" and {len(others) - 4} more" * (len(others) > 4)
+            raise ValueError(
+                f"units cannot be counted in {named or 'a network without activation layers'}: give every activation "
+                f"a module of its own, one of {', '.join(kind.__name__ for kind in ACTIVATION_TYPES)} "
+                "(own_activations does so for most networks)"
+            )
+
     @property
     def shared(self) -> dict[str, int]:
         """Activation layer -> how often it is used, where that is more than once."""

@@ -5,7 +5,7 @@ import ast
 from pathlib import Path
 
 from common.errors import UserError
-from common.settings.kinds import KINDS, kind_of, truth
+from common.settings.kinds import KINDS, PROTOCOLS, kind_of, truth
 
 
 def constants_of(script: Path) -> dict[str, str]:
@@ -30,29 +30,39 @@ def is_constant(node: ast.Assign) -> bool:
 class Parser(argparse.ArgumentParser):
     """Flags without abbreviations, whose mistakes are a UserError."""
 
-    def __init__(self, doc: str, name: str | None = None):
+    def __init__(self, doc: str, name: str | None = None, usage: str | None = None):
         form = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=name, description=doc, allow_abbrev=False, formatter_class=form)
+        super().__init__(prog=name, description=doc, allow_abbrev=False, formatter_class=form, usage=usage)
 
     def error(self, message: str):
         raise UserError(f"{message}; --help lists all flags")
 
 
-def shown(value, settled_by: str) -> str:
-    if value is None:
-        return f"the {settled_by}'s"
-    return " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+def text_of(value) -> str:
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(text_of, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def shown(name: str, constants: dict) -> str:
+    """The default of a constant; of one that is None, what each study or protocol makes of it."""
+    if constants[name] is not None:
+        return text_of(constants[name])
+    studies = {study: values[name] for study, values in constants.get("BY_STUDY", {}).items() if name in values}
+    protocols = {protocol: values[name.lower()] for protocol, values in PROTOCOLS.items() if name.lower() in values}
+    found: dict[str, list[str]] = {}
+    for where, value in (studies or protocols).items():
+        found.setdefault(text_of(value), []).append(where)
+    return "; ".join(f"{', '.join(where)}: {value}" for value, where in found.items())
 
 
 def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) -> dict:
     """Lower-case name -> value, of the flags that were given."""
-    parser = Parser(doc, script.name)
+    parser = Parser(doc, script.name, f"{script.name} [--constant VALUE ...]")
     comments = constants_of(script)
-    by_study = {name for values in constants.get("BY_STUDY", {}).values() for name in values}
     for name, comment in comments.items():
         kind = kind_of(name, constants[name])
-        default = shown(constants[name], "study" if name in by_study else "protocol")
-        flag, text = "--" + name.lower().replace("_", "-"), f"{comment} [{default}]".replace("%", "%%")
+        flag, text = "--" + name.lower().replace("_", "-"), f"{comment} [{shown(name, constants)}]".replace("%", "%%")
         shape = {"action": argparse.BooleanOptionalAction} if kind.read is truth else {"metavar": "VALUE"}
         if kind.several:
             shape = {"nargs": "*" if kind.optional else "+", "metavar": "VALUE"}

@@ -22,9 +22,11 @@ from common.training.runs import Run
 
 
 class Progress(Callback):
-    """On a terminal a bar with loss, accuracy, dead units, images/s and the time left; everywhere a line an epoch."""
+    """On a terminal a bar with loss, accuracy, dead units, images/s and the time left; everywhere a line an epoch, and
+    elsewhere one at least every half minute."""
 
     SECONDS = 0.5  # between two looks at the meters
+    SILENT = 30  # seconds after which a line is due where there is no bar, as in a pipe
 
     def __init__(self, label: str, training: Training, meters: Meters, examples: int):
         self.label, self.meters = label, meters
@@ -38,6 +40,7 @@ class Progress(Callback):
             disable=not sys.stderr.isatty() or environment.rank() > 0 or workers.is_worker(),
         )
         self.dead, self.looked = "?", 0.0
+        self.told = time.perf_counter()
 
     def on_step(self, training: Training):
         self.bar.update(training.examples)
@@ -46,21 +49,38 @@ class Progress(Callback):
             return
         self.looked = now
         seen = self.meters.glance(training)
-        if seen is not None:
-            self.bar.set_description(f"{self.label}, epoch {training.epoch + 1}/{training.epochs}", refresh=False)
-            self.bar.set_postfix(loss=f"{seen[0]:.3f}", accuracy=f"{seen[1]:.1%}", dead=self.dead, refresh=False)
+        if seen is None:
+            return
+        where = f"{self.label}, epoch {training.epoch + 1}/{training.epochs}"
+        self.bar.set_description(where, refresh=False)
+        self.bar.set_postfix(loss=f"{seen[0]:.3f}", accuracy=f"{seen[1]:.1%}", dead=self.dead, refresh=False)
+        if self.bar.disable and now - self.told >= self.SILENT:
+            done = training.step / training.steps_per_epoch
+            self.say(f"{where}, {done:.0%} of it: loss {seen[0]:.3f}, train {seen[1]:.1%}")
 
     def on_epoch_end(self, training: Training):
         row = training.row
         self.dead = row["dead_units"]
-        dying = "" if row["dying_units"] is None else f", {row['dying_units']} dying"
-        self.bar.write(
+        self.say(
             f"{self.label}, epoch {training.epoch}/{training.epochs}: loss {row['train_loss']:.3f}, "
-            f"train {row['train_accuracy']:.1%}, test {row['test_accuracy']:.1%}, {row['dead_units']} of "
-            f"{row['units']} units dead{dying}, {row['seconds']:.1f} s{self.time_left(training)}",
-            file=sys.stdout,
+            f"train {row['train_accuracy']:.1%}, test {row['test_accuracy']:.1%}, {self.state_of_units(training)}, "
+            f"{row['seconds']:.1f} s{self.time_left(training)}"
         )
+
+    def say(self, line: str) -> None:
+        self.bar.write(line, file=sys.stdout)
         sys.stdout.flush()
+        self.told = time.perf_counter()
+
+    @staticmethod
+    def state_of_units(training: Training) -> str:
+        """Of a network that is cut, how much of it is left; else how many units are dead and dying."""
+        row, groups = training.row, training.groups
+        if groups is not None and not groups.alive.all():
+            units = sum(int(groups.alive_channels(layer).sum()) for layer in groups.layer_units)
+            return f"{units} of {row['units']} units left, {row['dead_units']} of them dead"
+        dying = "" if row["dying_units"] is None else f", {row['dying_units']} dying"
+        return f"{row['dead_units']} of {row['units']} units dead{dying}"
 
     def time_left(self, training: Training) -> str:
         """Of a run that still takes a minute or more, at the speed of this epoch."""
