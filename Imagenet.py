@@ -61,7 +61,9 @@ OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
 FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 AGAIN = False  # train a run again that other code has made
-JOBS = 1  # processes on this machine that share the runs
+JOBS = 1  # processes that share the runs, on this machine or as jobs of CLUSTER
+CLUSTER = "none"  # slurm: JOBS become a job array, through submitit; local: the same on this machine
+SLURM = ["time=24:00:00", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB"]  # any options of sbatch, for each job
 DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself

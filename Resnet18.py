@@ -70,7 +70,9 @@ OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Resnet18
 FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
 AGAIN = False  # train a run again that other code has made
-JOBS = 1  # processes on this machine that share the runs
+JOBS = 1  # processes that share the runs, on this machine or as jobs of CLUSTER
+CLUSTER = "none"  # slurm: JOBS become a job array, through submitit; local: the same on this machine
+SLURM = ["time=24:00:00", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB"]  # any options of sbatch, for each job
 DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
 PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to

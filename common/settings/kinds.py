@@ -46,6 +46,7 @@ ABSENT = {
     "formats": ("png",),
     "network": "resnet18",
     "jobs": 1,
+    "cluster": "none",
 }
 
 
@@ -133,6 +134,14 @@ KINDS = {
     "AGAIN": TRUTH,
     "FORMATS": one_of("png", "pdf", "svg", several=True),
     "JOBS": number(lambda v: v > 0, "a whole number > 0", whole, 1024),
+    "CLUSTER": one_of("none", "slurm", "local"),
+    "SLURM": Kind(
+        str,
+        lambda v: re.fullmatch(r"[a-z][a-z-]*(=\S+)?", v) is not None,
+        "options of sbatch without --, as time=12:00:00 or partition=gpus",
+        several=True,
+        optional=True,
+    ),
     "HOLD_OUT": NATURAL,
     "AUGMENTATION": one_of(*AUGMENTATIONS, several=True, optional=True),
     "MICRO_BATCH": number(lambda v: v >= 0 and v != 1, "0 or a whole number > 1", whole),

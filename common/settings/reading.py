@@ -1,5 +1,6 @@
 """From a script's constants and the command line to its settings."""
 
+import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,6 +123,10 @@ def read(
     if environment.ranks() > 1 and not processes:
         raise UserError(f"{script.name} is for one process: start it without torchrun (Imagenet.py runs in several)")
     values = given(script_globals, studies, arguments)
+    if values["cluster"] != "none":
+        from common.machine import cluster
+
+        raise SystemExit(cluster.submit(script, sys.argv[1:] if arguments is None else arguments, values))
     from common.machine import devices, distributed
 
     values["device"] = devices.pick(values["device"])

@@ -177,6 +177,7 @@ class Fitting:
         return {
             "config": self.run.config,
             "code": self.checkpoints.made_by,
+            "threads": torch.get_num_threads(),  # on which the last bits depend, on a CPU
             "network": self.network,
             "image": list(self.dataset.example.shape[1:]),
             "mean": self.dataset.mean.tolist(),
@@ -195,9 +196,10 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
     The arguments are those of `Fitting`.
 
     Returns:
-        config; code (the digest of what made it); network; image [C, H, W]; mean and deviation [C] of pixels in [0, 1];
-        classes (their names); model (the state dict, without padding); rows (a dict an epoch); counts (of every unit
-        and epoch); and the state of every callback in `extra` under its class's name.
+        config; code (the digest of what made it); threads (of a CPU, on which the last bits depend); network; image
+        [C, H, W]; mean and deviation [C] of pixels in [0, 1]; classes (their names); model (the state dict, without
+        padding); rows (a dict an epoch); counts (of every unit and epoch); and the state of every callback in `extra`
+        under its class's name.
 
     Raises:
         RunFailed: when the loss is not finite, memory runs out, another process trains this run, or what it left is
