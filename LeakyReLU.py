@@ -36,7 +36,7 @@ PRUNING_LEARNING_RATE = 0.1  # the highest of the schedule in the sparsity studi
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which DS-Pruning is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
-EXTEND = False  # keep the rows that a study's table has, and train only what it lacks; not in accumulation
+EXTEND = False  # keep the rows that a study's table has, and train only what it lacks
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
 
 # Network and training; None: as PROTOCOL has it

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,3 +293,20 @@ def test_imagenet_watches_a_resnet50_on_a_folder(call, tmp_path):
     assert status == 2
     assert error.startswith("error: DATA_DIR: got")
     assert error.count("\n") == 1
+
+
+def test_a_table_is_extended_by_other_seeds_and_keeps_the_rows_of_runs_that_are_gone(call, tmp_path):
+    flags = "--epochs 1 --hold-out 1300 --width 2 --learning-rates 0.05"
+    table = tmp_path / "out/Resnet18/accumulation.csv"
+    assert call("Resnet18", f"{flags} --seeds 0")[0] == 0
+    first = files.read_csv(table)
+    shutil.rmtree(tmp_path / "state")
+    status, out, _ = call("Resnet18", f"{flags} --seeds 0 1 --extend")
+    assert status == 0
+    assert "seed 0, epoch" not in out  # not trained again
+    rows = files.read_csv(table)
+    assert [row["seed"] for row in rows] == [0, 1]
+    assert rows[:1] == first
+    assert call("Resnet18", f"{flags} --seeds 0 --extend")[0] == 0
+    assert files.read_csv(table) == rows
+    assert call("Resnet18", f"{flags} --epochs 2 --extend")[0] == 2  # made otherwise

@@ -63,7 +63,6 @@ UNREAD = [
     ("Resnet18", "--study neuron-sparsity --gradient-clip 1", "GRADIENT_CLIP"),
     ("Resnet18", "--study flops-sparsity --learning-rates 0.1", "LEARNING_RATES"),
     ("Resnet18", "--methods snap", "METHODS"),
-    ("Resnet18", "--extend", "EXTEND"),
     ("Resnet18", "--batch-sizes 16 32", "BATCH_SIZES"),
     ("Resnet18", "--study batch-size --batch-size 64", "BATCH_SIZE"),
     ("Resnet18", "--study regularization --regularization 0.1", "REGULARIZATION"),

@@ -27,6 +27,8 @@ def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder
     """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
     what = canvas.what(settings)
     by_epoch, layers = draw_epochs(settings, rows, folder), folder / "accumulation-layers.png"
+    if not finals:  # of a table to which nothing was added, and whose runs are elsewhere
+        return [by_epoch]
     by_line: dict[str, list] = {}
     for final in finals:
         counts = units.history(final["counts"])

@@ -23,8 +23,6 @@ def is_read(name: str, study: str) -> bool:
         return study not in names.MEASURES
     if name in PRUNING:
         return study in names.MEASURES
-    if name == "extend":
-        return study in names.SWEEPS or study in names.SPARSITY
     if study in names.SWEEPS and name == names.SWEEPS[study].column:
         return False  # it has several values, under another name
     return not any(sweep.constant == name and study != swept for swept, sweep in names.SWEEPS.items())

@@ -1,5 +1,6 @@
 """The accumulation study: which units die while a network trains, epoch by epoch."""
 
+import json
 from collections.abc import Iterator
 from itertools import product
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from common import data, units
 from common.files import write_csv
 from common.machine import distributed, workers
 from common.reports import accumulation as report
+from common.reports.tables import rows_to_extend
 from common.studies.study import Study, Trial, run_of, train
 from common.training.fit import finished
 from common.training.loop import Callback
@@ -38,14 +40,18 @@ class Accumulation(Study):
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         super().__init__(settings, dataset, network)
         self.take_place(self.shared)
+        self.table = self.folder / "accumulation.csv"
         strengths, rates = settings.regularization, settings.learning_rates
         self.trials = [Trial(rate, s, seed) for s, rate, seed in product(strengths, rates, settings.seeds)]
+        self.before = {trial_of(row) for row in distributed.by_first(self.rows_before)}
 
     def plan(self) -> Iterator[Trial]:
         yield from self.shared_out(self.trials)
 
     def train(self, trial: Trial, changes: list[Callback]) -> None:
-        """changes: what is done to the gradients, in their order."""
+        """changes: what is done to the gradients, in their order. A run that the table has is passed over."""
+        if trial in self.before:
+            return
 
         def make() -> dict:
             return train(self.settings, self.dataset, self.shared, trial, changes)
@@ -65,20 +71,34 @@ class Accumulation(Study):
                 found.append({name: epoch[name] if name in epoch else constants[name] for name in COLUMNS})
         return found
 
+    def rows_before(self) -> list[dict]:
+        """Those that the table has (EXTEND)."""
+        extends = getattr(self.settings, "extend", False)
+        return rows_to_extend(self.table, json.loads(json.dumps(self.shared)), COLUMNS, ["code"]) if extends else []
+
     def present(self) -> list[dict]:
-        """From all finished runs of the plan, whoever made them; returns the rows of the table."""
-        runs = [run_of(self.settings, self.shared, trial) for trial in self.trials]
-        finals = [final for final in map(finished, runs) if final]
-        rows = self.rows(finals)
-        if rows and not workers.is_worker():
-            with self.table_lock():
-                self.write(rows, finals)
+        """From the rows that the table has (EXTEND) and all finished runs of the plan, whoever made them; returns the
+        rows of the table."""
+        if workers.is_worker():
+            return []
+        with self.table_lock():
+            before = self.rows_before()
+            trials = sorted({*map(trial_of, before), *self.trials}, key=lambda trial: (trial[1], trial[0], trial[2]))
+            runs = {trial: finished(run_of(self.settings, self.shared, trial)) for trial in trials}
+            finals = {trial: final for trial, final in runs.items() if final}
+            kept = {trial: [row for row in before if trial_of(row) == trial] for trial in trials}
+            rows = [row for trial in trials for row in kept[trial] or self.rows([*filter(None, [finals.get(trial)])])]
+            if rows:
+                self.write(rows, list(finals.values()))
         return rows
 
     def write(self, rows: list[dict], finals: list[dict]) -> None:
-        table = self.folder / "accumulation.csv"
-        self.write_origin(table, self.shared)
-        write_csv(table, COLUMNS, rows)
+        self.write_origin(self.table, self.shared)
+        write_csv(self.table, COLUMNS, rows)
         paths = [*report.draw(self.settings, rows, finals, self.folder), *report.compare(self.settings)]
-        print(f"\n{report.summary(rows)}\n\ntable: {table}")
+        print(f"\n{report.summary(rows)}\n\ntable: {self.table}")
         print("".join(f"figure: {path}\n" for path in paths), end="")
+
+
+def trial_of(row: dict) -> Trial:
+    return Trial(*(row[name] for name in Trial._fields))
