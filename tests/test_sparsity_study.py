@@ -95,3 +95,24 @@ def test_the_course_of_a_run_shows_all_that_was_decided_and_what_came_back(tmp_p
     lines = [line.get_xydata() for line in drawn[0].axes[1].get_lines()[:4]]
     assert [line[-1].tolist() for line in lines] == [[70, 49], [70, 35], [70, 14], [60, 3]]
     assert np.array_equal(lines[3], [[20, 0], [40, 0], [60, 3]])  # after each of the epochs until the last decision
+
+
+def test_what_was_measured_once_is_kept_and_measured_anew_only_where_it_is_damaged(tmp_path):
+    path, asked = tmp_path / "kept.json", []
+
+    def measure():
+        asked.append(len(asked))
+        return 1.25 + len(asked)
+
+    assert [sparsity.kept(path, measure) for _ in range(3)] == [2.25] * 3
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        for bit in (0, 3):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(bytes(flipped))
+            before = len(asked)
+            found = sparsity.kept(path, measure)
+            assert found == 2.25 or len(asked) == before + 1, bytes(flipped)  # blanks may be flipped
+    path.write_text("1.5\n")  # as earlier versions left it
+    assert sparsity.kept(path, measure) == 1.5

@@ -157,13 +157,19 @@ def inference_speedup(dense: nn.Module, pruned: nn.Module, settings, example: to
 
 
 def kept(path: Path, measure: Callable[[], float]) -> float:
-    """What was measured before, or is now."""
+    """What was measured before, or is now: also where what was kept is damaged."""
     try:
-        return float(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        value = measure()
-        write_text(path, f"{json.dumps(value)}\n")
-        return value
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, float):  # of an earlier version
+            return found
+        if found["sum"] == distributed.digest(json.dumps(found["value"]).encode()):
+            return float(found["value"])
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    value = measure()
+    text = {"value": value, "sum": distributed.digest(json.dumps(value).encode())}
+    write_text(path, f"{json.dumps(text)}\n")
+    return value
 
 
 def row_of(settings, dataset, final: dict, folder: Path) -> dict:
