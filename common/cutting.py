@@ -68,6 +68,9 @@ def load_pruned(model: nn.Module, state_dict: dict[str, Tensor]) -> nn.Module:
 
     Raises GroupError, with nothing changed, if a shape is no cut of the network's own.
     """
+    if not isinstance(model, nn.Module) or not isinstance(state_dict, dict):
+        kinds = type(model).__name__, type(state_dict).__name__
+        raise TypeError(f"load_pruned: got a {kinds[0]} and a {kinds[1]}, takes a dense network and a state dict")
     shrink_to(model, state_dict).load_state_dict(state_dict)
     return model
 

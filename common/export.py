@@ -36,13 +36,21 @@ AGREEMENT = 1e-4  # largest difference from the network's logits, as a share of 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
-def program(network: "nn.Module", image: "Tensor") -> "torch.export.ExportedProgram":
-    """The network as a program for images of the size and type of `image` [C, H, W], in batches of any size."""
+def program(network: "nn.Module", example: "Tensor | tuple[Tensor, ...]") -> "torch.export.ExportedProgram":
+    """The network in evaluation mode as a program, for inputs of the size and type of `example`, one [1, ...] or a
+    tuple of them, in batches of any size. The network stays as it is."""
     import torch
 
-    example = torch.stack([image, image])  # two, as a batch of one would be taken for a constant
-    batch = torch.export.Dim("batch")
-    return torch.export.export(network.eval().requires_grad_(False), (example,), dynamic_shapes=({0: batch},))
+    from common.cutting import bare_copy
+    from common.models import check_example
+
+    check_example(example)
+    inputs = example if isinstance(example, tuple) else (example,)
+    if any(len(part) != 1 for part in inputs):
+        raise ValueError(f"example: got {[list(part.shape) for part in inputs]}, takes one of each input, [1, ...]")
+    twice = tuple(torch.cat([part, part]) for part in inputs)  # as a batch of one would be taken for a constant
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs)
+    return torch.export.export(bare_copy(network).eval().requires_grad_(False), twice, dynamic_shapes=shapes)
 
 
 def as_onnx(exported: "torch.export.ExportedProgram", classes: list[str] | None) -> bytes:
@@ -127,7 +135,7 @@ def save(network: "nn.Module", image: tuple[int, int, int], classes: list[str] |
 
     images = torch.randint(0, 256, (3, *image), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = images / 64 - 2 if given.normalised else images
-    exported = program(network, images[0])
+    exported = program(network, images[:1])
     if given.output.suffix == ".onnx":
         import onnxruntime
 

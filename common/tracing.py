@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from common.models import ACTIVATION_TYPES, Inputs, activation_layers, batch_norms, call, check_bare, each, watched
+from common.models import (
+    ACTIVATION_TYPES,
+    Inputs,
+    activation_layers,
+    batch_norms,
+    call,
+    check_bare,
+    check_example,
+    each,
+    watched,
+)
 
 if TYPE_CHECKING:
     import torch_pruning as tp
@@ -37,6 +47,7 @@ def find_groups(model: nn.Module, inputs: Inputs) -> Groups:
         ValueError: for a network in a wrapper, as DistributedDataParallel.
     """
     check_bare(model)
+    check_example(inputs)
     probe = bare_copy(model).cpu().float().eval().requires_grad_()
     try:
         inputs = each(lambda x: x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu(), inputs)

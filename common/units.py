@@ -5,6 +5,7 @@ is above 0. Counts are exact; no activation is stored, nothing leaves the device
 """
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,9 +71,8 @@ def history(state: dict) -> list[Counts]:
 class UnitWatch:
     """Counts the firing of every unit while the network is in training mode.
 
-    Every forward pass fills a row of `rows`, a column for each channel in memory; only when all rows are full, a look
-    is made or the epoch ends are they summed. So a pass costs an accelerator one launch for each activation layer (two
-    where it is no ReLU) and the host never waits for it.
+    Every forward pass fills a row of `rows`, a column for each channel in memory; they are summed when all are full, a
+    look is made or the epoch ends. So a pass costs one launch for each activation layer (two where it is no ReLU).
 
     What is no training step is not counted: passes in evaluation mode or without gradients, what activation
     checkpointing computes again, a pass that ended in an error, and all that happens within `paused`.
@@ -88,9 +88,9 @@ class UnitWatch:
     """
 
     def __init__(self, model: nn.Module, example: Inputs, passes: int = 1):
-        self.passes, self.device = passes, (example[0] if isinstance(example, tuple) else example).device
         seen = watched(model, example)
         seen.check()
+        self.passes, self.device = passes, (example[0] if isinstance(example, tuple) else example).device
         self.layers = {name: layer.units for name, layer in seen.layers.items()}
         self.dims = {name: layer.dim for name, layer in seen.layers.items()}
         self.slices = slices_of(self.layers)
@@ -99,14 +99,15 @@ class UnitWatch:
         self.fired, self.silent = torch.zeros(2, count, dtype=torch.int64)
         self.alive = torch.ones(count, dtype=torch.bool)
         self.pairs = dict.fromkeys(self.layers, 0)  # of this process
-        self.batches = 0
-        self.followed = 0  # the version of the groups
+        self.batches, self.followed = 0, 0  # the latter: the version of the groups
         self.lay_out(dict(self.layers), torch.arange(count))
         self.seen: dict[str, int] = {}  # the layers of this pass, and their positions
         self.inside, self.pauses = False, 0  # of a pass that counts
         modules = activation_layers(model)
         self.hooks = [self.hook(modules[layer], layer) for layer in self.layers]
-        self.hooks.append(model.register_forward_pre_hook(torch.compiler.disable(self.begin_pass)))
+        begin = torch.compiler.disable(self.begin_pass)
+        begin.watch = self
+        self.hooks.append(model.register_forward_pre_hook(begin))
         self.hooks.append(model.register_forward_hook(torch.compiler.disable(self.end_pass)))
 
     def lay_out(self, channels: dict[str, int], numbers: Tensor) -> None:
@@ -120,8 +121,8 @@ class UnitWatch:
         self.sums = torch.zeros(2, len(numbers), dtype=torch.int64, device=self.device)  # of rows: fired, silent
 
     def hook(self, module: nn.Module, layer: str):
-        """On a ReLU's output what is not 0 fired, which an accelerator counts in one launch. A network that is compiled
-        has its graph broken here: what hooks count would be compiled anew in every step."""
+        """On a ReLU's output what is not 0 fired, which an accelerator counts in one launch. Not compiled with the
+        network: that would be anew in every step."""
 
         @torch.compiler.disable
         def before(module: nn.Module, inputs: tuple) -> None:
@@ -203,8 +204,7 @@ class UnitWatch:
         """Rows of passes to int32 [batches, columns]."""
         return rows.view(-1, self.passes, rows.shape[1]).sum(1, dtype=torch.int32)
 
-    def silent_units(self) -> Tensor:
-        """bool [U] on the host: which units did not fire in the last batch. Waits for the device."""
+    def silent_units(self) -> Tensor:  # bool [U] on the host, of the last batch; waits for the device
         if self.last is None:
             return torch.ones_like(self.alive)
         return self.of_units(distributed.total(self.of_batches(self.rows[self.last]))[0].cpu()) == 0
@@ -217,8 +217,7 @@ class UnitWatch:
         found[numbers] = found[numbers] + self.sums[0]
         return found[:-1]
 
-    def pairs_of_units(self) -> Tensor:
-        """int64 [U] on the host: (example, position) pairs of this epoch so far."""
+    def pairs_of_units(self) -> Tensor:  # int64 [U] on the host: (example, position) pairs of this epoch so far
         return self.all_pairs().repeat_interleave(torch.tensor(list(self.layers.values())))
 
     def of_units(self, values: Tensor) -> Tensor:
@@ -250,8 +249,14 @@ class UnitWatch:
         self.alive = self.of_units(torch.ones_like(self.numbers)) > 0
 
     def end_epoch(self) -> Counts:
-        """The counts since the last call."""
+        """The counts since the last call. Warns where not a single pass was counted: of such units nothing is known."""
+        if rest := -self.row % self.passes:  # a batch of fewer passes
+            self.rows[self.row : self.row + rest] = 0
+            self.row, self.batches = self.row + rest, self.batches + 1
         self.collect()
+        if self.batches == 0:
+            why = "no pass was counted: the network was in evaluation mode, only parts of it were called, or it was "
+            warnings.warn(f"{why}compiled before", stacklevel=2)
         counts = Counts(self.fired, self.pairs_of_units(), self.silent, self.alive.clone(), self.batches)
         self.fired, self.silent = torch.zeros(2, len(self.alive), dtype=torch.int64)
         self.pairs = dict.fromkeys(self.layers, 0)
@@ -303,10 +308,9 @@ def divergence(now: Counts, before: Counts) -> Tensor:
 def measures(now: Counts, before: Counts | None) -> dict[str, Tensor]:
     """Every quantity watched, by unit: float64 [U] each.
 
-    dead_units, nearly_dead_units (which the dead are among), revived_units and dying_units are 0 or 1 a unit;
-    silent_units_per_batch the share of batches in which it was silent; fire_rate in [0, 1]; entropy_bits and
-    divergence_bits in bits; all are 0 for a unit that was cut out or never counted. Those that compare with the epoch
-    before are absent in the first one.
+    dead_units, nearly_dead_units (the dead among them), revived_units and dying_units are 0 or 1 a unit; fire_rate in
+    [0, 1]; silent_units_per_batch the share of batches in which it was silent; all are 0 for a unit that was cut out or
+    never counted. Those that compare with the epoch before are absent in the first one.
     """
     rate = now.fire_rate
     found = {

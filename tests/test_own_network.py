@@ -93,12 +93,9 @@ def test_the_snippets_of_the_page_run_and_are_as_short_as_promised(digits, tmp_p
     names["train_one_epoch"] = lambda model, loader: one_epoch(model, optimizer, loader)
     exec(count, names)
     assert len(names["counts"].dead) == 16 + 32 + 32
-    with pytest.raises(ValueError, match="was cut .* without this watch: close it"):
+    with pytest.raises(UserError, match="watched already, and that watch would not follow a cut: call its close"):
         exec(prune, names)
-    names["pruner"].close()
     names["watch"].close()
-    model = names["model"] = network()
-    optimizer = names["optimizer"] = sgd(model)
     exec(prune, names)
     assert 0.8 <= names["pruner"].sparsity < 0.85
     assert accuracy(names["network"], digits) > 0.5
@@ -108,6 +105,7 @@ def test_the_snippets_of_the_page_run_and_are_as_short_as_promised(digits, tmp_p
         assert torch.equal(names["network"].eval()(images), pruned(images))
         program = torch.export.load("pruned.pt2").module()
         assert torch.allclose(program(images[:7]), pruned(images[:7]), atol=1e-5)
+    assert all(parameter.requires_grad for parameter in names["network"].parameters())
 
 
 def test_what_is_public_is_there_and_importing_it_draws_nothing():
@@ -215,6 +213,46 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(digits):
         assert torch.equal(ours, theirs)
 
 
+def test_a_network_that_is_another_than_when_its_state_was_saved_is_refused(digits):
+    model = network()
+    optimizer = sgd(model)
+    own = pruner(model, optimizer)
+    one_epoch(model, optimizer, digits)
+    state = own.state_dict()
+    with pytest.raises(UserError, match="state: was made with target 0.6, epochs 5; take the same here"):
+        pruner(network(), sgd(network()), target=0.7, epochs=6, state=state)
+    again = network()
+    other = sgd(again)
+    pruner(again, other, state=state)
+    with pytest.raises(UserError, match="comes first; then load the network's and the optimizer's own states"):
+        one_epoch(again, other, digits)
+
+
+def test_what_another_optimizer_trains_is_named(digits):
+    model = network()
+    weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    with pytest.warns(UserWarning, match="another optimizer of first.bias, norm1.weight, norm1.bias, ... would not"):
+        pruner(model, torch.optim.SGD(weights, 0.1))
+
+
+def test_an_epoch_in_which_nothing_was_counted_is_told(digits):
+    model = network()
+    watch = UnitWatch(model, torch.zeros(1, 1, 8, 8))
+    model.eval()
+    model(torch.zeros(2, 1, 8, 8))
+    with pytest.warns(UserWarning, match="no pass was counted: the network was in evaluation mode, only parts of it"):
+        assert watch.end_epoch().batches == 0
+
+
+def test_passes_that_make_no_whole_batch_are_counted_as_one(digits):
+    model = network()
+    watch = UnitWatch(model, torch.zeros(1, 1, 8, 8), passes=4)
+    one_epoch(model, sgd(model), list(digits)[:10])
+    counts = watch.end_epoch()
+    assert counts.batches == 3
+    assert counts.pairs[0] == 10 * BATCH * 64
+
+
 def test_gradients_over_several_passes_make_one_step(digits):
     model = network()
     optimizer = sgd(model)
@@ -247,11 +285,16 @@ def test_steps_that_never_come_are_told(digits):
         ({"method": "demp"}, "strength: got None, Demon Pruning takes one above 0"),
         ({"measure": "neurons"}, "measure: got 'neurons', takes neuron, weight, flops"),
         ({"epochs": 0}, "epochs: got 0, takes a whole number from 1 on"),
-        ({"epochs": 1, "steps_per_epoch": 4}, "EPOCHS: 4 steps leave"),
+        ({"epochs": 1, "steps_per_epoch": 4}, "epochs: 4 steps leave 2 from warmup to settle, too few"),
+        ({"target": "0.5"}, "target: got '0.5', DS-Pruning takes"),
+        ({"passes": 0}, "passes: got 0, takes a whole number from 1 on"),
+        ({"averages": 3}, "averages: takes a list of networks"),
+        ({"state": {}}, "state: takes what state_dict of a Pruner returned"),
         ({"warmup": 0.9}, "warmup, settle: got 0.9 and 0.75, take 0 <= warmup < settle <= 1"),
         ({"warmpu": 0.1}, "warmpu: no constant of a method; takes warmup, settle"),
         ({"method": "snap"}, "batches: SNAP looks at images; give it your loader"),
-        ({"target": 0.999}, "SPARSITIES: got 0.999, but this network cannot lose more than"),
+        ({"target": 0.999}, "target: got 0.999, but this network cannot lose more than"),
+        ({"method": Method("none", lambda *_: {}, "at start", images=False)}, "none gives dict, where layer -> scores"),
     ],
 )
 def test_what_it_cannot_take_is_one_clear_line(change, message):
@@ -276,13 +319,16 @@ def test_optimisers_that_cannot_be_followed_are_refused(digits):
 
 @pytest.mark.parametrize(
     ("wrap", "inside"),
-    [(nn.DataParallel, "DataParallel: give what is inside, its .module"), (torch.compile, "OptimizedModule: .*_orig")],
+    [
+        (nn.DataParallel, "in DataParallel: train what is inside, its .module"),
+        (torch.compile, "by torch.compile: .*_orig"),
+    ],
 )
 def test_a_wrapped_network_is_refused_by_name(wrap, inside):
     model = network()
-    with pytest.raises(ValueError, match=f"wrapped in {inside}"):
+    with pytest.raises(ValueError, match=f"wrapped {inside}"):
         pruner(wrap(model), sgd(model))
-    with pytest.raises(ValueError, match=f"wrapped in {inside}"):
+    with pytest.raises(ValueError, match=f"wrapped {inside}"):
         UnitWatch(wrap(model), torch.zeros(1, 1, 8, 8))
 
 

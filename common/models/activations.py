@@ -28,6 +28,8 @@ ACTIVATING = (*ACTIVATION_TYPES, *UNWATCHED)
 FUNCTIONS = {functional.relu, functional.relu_, functional.relu6, functional.leaky_relu, functional.leaky_relu_}
 FUNCTIONS |= {functional.silu, functional.gelu, functional.elu, functional.elu_, functional.selu, functional.celu}
 FUNCTIONS |= {functional.mish, functional.hardswish, functional.hardtanh, functional.prelu, functional.softplus}
+FUNCTIONS |= {functional.threshold, functional.rrelu, functional.softsign, functional.logsigmoid, functional.glu}
+FUNCTIONS |= {functional.hardshrink, functional.softshrink, functional.tanhshrink}
 FUNCTIONS |= {torch.relu, torch.relu_, torch.tanh, Tensor.relu, Tensor.relu_, Tensor.tanh, functional.tanh}
 
 Inputs = Tensor | tuple[Tensor, ...]  # of a network's forward pass
@@ -44,9 +46,19 @@ def each(change: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 def check_bare(model: nn.Module) -> None:
     """Raises ValueError for a network in a wrapper that knows the shapes which a cut changes."""
     kind = type(model).__name__
-    if kind in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule"):
-        inside = "_orig_mod, and compile what is left of it" if kind == "OptimizedModule" else "module"
-        raise ValueError(f"the network is wrapped in {kind}: give what is inside, its .{inside}")
+    if kind == "OptimizedModule":
+        raise ValueError("the network is wrapped by torch.compile: give what is inside, its ._orig_mod")
+    if kind in ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel"):
+        raise ValueError(f"the network is wrapped in {kind}: train what is inside, its .module, in one process")
+
+
+def check_example(inputs: Inputs) -> None:
+    """Raises ValueError for what is no example of a network's inputs."""
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not parts or not all(isinstance(part, Tensor) and part.dim() > 0 for part in parts):
+        raise ValueError(
+            f"example: got a {type(inputs).__name__}, takes one input as a tensor [1, ...], or a tuple of them"
+        )
 
 
 def activation_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -144,6 +156,7 @@ def watched(model: nn.Module, inputs: Inputs) -> Pass:
         ValueError: for a network in a wrapper, as DistributedDataParallel.
     """
     check_bare(model)
+    check_example(inputs)
     seen, hooks = Pass(), []
     for name, module in model.named_modules():
         hooks.append(module.register_forward_pre_hook(lambda m, x, name=name: seen.enter(name, m, x)))

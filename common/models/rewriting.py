@@ -36,8 +36,9 @@ def own_activations(model: nn.Module, inputs: Inputs) -> nn.Module:
 
     Activations that are called as functions become modules; a module that is used in several places is copied for each.
     What the network computes stays the same bit for bit, and so do its parameters and buffers, and their names. A
-    module whose forward has to change becomes one of a subclass with the new forward, which torch.fx writes. (So save
-    the state dict: the module itself cannot be pickled any more.)
+    module whose forward has to change becomes one of a subclass with the new forward, which torch.fx writes: so the
+    state dict can be saved, the module itself cannot be pickled; and numbers that the forward reads from attributes
+    are those of now.
 
     Args:
         inputs: one example [1, C, H, W], or a tuple of inputs, for a pass in evaluation mode.
@@ -50,10 +51,15 @@ def own_activations(model: nn.Module, inputs: Inputs) -> nn.Module:
     with torch.no_grad():
         before = tree_leaves(call(tried.eval(), inputs))
         _rewrite(tried, inputs)
-        after = tree_leaves(call(tried, inputs))
-    same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if isinstance(a, Tensor))
-    if not same or watched(tried, inputs).shared:
-        raise ValueError("the activations of this network cannot be told apart: write a module for each use")
+        try:
+            after = tree_leaves(call(tried, inputs))
+        except Exception as error:  # whatever was written wrongly: inputs that are left out, for instance
+            after, why = [], f" ({error})"
+    if len(before) == len(after):
+        why = ""
+        same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if isinstance(a, Tensor))
+    if len(before) != len(after) or not same or watched(tried, inputs).shared:
+        raise ValueError(f"the activations of this network cannot be told apart{why}: write a module for each use")
     _rewrite(model, inputs)
     return model
 

@@ -274,6 +274,7 @@ class DSPruning(Callback):
             "press": self.press.left,
             "dead_epochs": self.dead_epochs,
             "died": self.died,
+            "depths": self.press.depths,
             "log": self.log,
             "couplings": [coupling.name for coupling in self.groups.couplings],
             "widths": self.groups.widths.tolist(),
@@ -284,4 +285,5 @@ class DSPruning(Callback):
         self.vitality.mean_square = state["vitality"].to(training.device)
         self.press.left, self.dead_epochs, self.log = state["press"], state["dead_epochs"], state["log"]
         self.died = state["died"]
+        self.press.depths = state.get("depths", self.press.depths)  # those of the first weights
         self.freeze(bool(self.log) and self.log[-1]["step"] == self.last_step)

@@ -7,8 +7,10 @@
 The optimiser's own hooks tell of every step, so the loop calls nothing; docs/your-own-network.md says more.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import islice
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.groups import Groups
 from common.machine import environment
 from common.models import Inputs, each
 from common.pruning import METHODS, Method, ds_pruning, scores
@@ -91,8 +94,10 @@ class Pruner:
         state: dict | None = None,
         **constants,
     ):
-        self.method = method_of(method)
-        check(self.method, model, optimizer, target, strength, measure, epochs, steps_per_epoch, constants)
+        self.method = method_of(method, batches is not None)
+        check(self.method, model, optimizer, target, strength, measure, constants)
+        check_counts(epochs=epochs, steps_per_epoch=steps_per_epoch, passes=passes, multiple=multiple)
+        check_networks(model, averages)
         device = next(model.parameters()).device
         self.training = run = Training(model, optimizer, None, epochs, steps_per_epoch, "fp32", device)
         run.groups, run.passes = find_groups(model, example), passes
@@ -105,7 +110,8 @@ class Pruner:
                 f"batches: {self.method.label} looks at images; give it your loader, of two batches or more"
             )
         self.callbacks = self.method.callbacks(self.task)
-        self.call("prepare")
+        with own_words(run.groups):
+            self.call("prepare")
         run.watch = UnitWatch(model, each(lambda x: x.to(device), example), passes)
         self.begin(state)
         self.hooks = [
@@ -114,6 +120,7 @@ class Pruner:
         ]
 
     def begin(self, state: dict | None) -> None:
+        self.expected: list[float] | None = None  # what the weights sum up to, of a network that goes on
         if state is None:
             self.call("on_start")
             self.call("on_epoch_start")
@@ -130,8 +137,20 @@ class Pruner:
             raise UserError("optimizer.step was given a closure, which makes the gradients anew; call it without")
         if getattr(optimizer, "grad_scale", None) is not None:
             raise UserError("gradients are still scaled; call scaler.unscale_(optimizer) before scaler.step(optimizer)")
+        if self.expected and not torch.allclose(torch.tensor(self.sums()), torch.tensor(self.expected), rtol=1e-4):
+            raise UserError("Pruner(state=...) comes first; then load the network's and the optimizer's own states")
+        self.expected = None
         if self.training.epoch < self.training.epochs:
             self.call("on_gradients")
+
+    def sums(self) -> list[float]:
+        return [parameter.detach().abs().sum().item() for parameter in self.training.model.parameters()]
+
+    def identity(self) -> dict:
+        """What a state must be of."""
+        run, task = self.training, self.task
+        known = {"method": self.method.label, "target": task.target, "strength": task.strength, "measure": task.measure}
+        return known | {"epochs": run.epochs, "steps_per_epoch": run.steps_per_epoch}
 
     def after_step(self, *_) -> None:
         run = self.training
@@ -194,10 +213,17 @@ class Pruner:
             "counts": None if counts is None else {f.name: getattr(counts, f.name) for f in fields(counts)},
             "epoch": run.epoch,
             "step": run.step,
+            "made": self.identity(),
+            "sums": self.sums(),
         }
 
     def restore(self, state: dict) -> None:
-        run = self.training
+        run, made = self.training, state.get("made")
+        if made is None:
+            raise UserError("state: takes what state_dict of a Pruner returned")
+        if odd := [f"{name} {made[name]}" for name, value in self.identity().items() if made[name] != value]:
+            raise UserError(f"state: was made with {', '.join(odd)}; take the same here")
+        self.expected = state["sums"]
         run.groups.restore(run.model, state["groups"])
         run.epoch, run.step = state["epoch"], state["step"]
         run.counts = None if state["counts"] is None else Counts(**state["counts"])
@@ -207,12 +233,24 @@ class Pruner:
         run.watch.go_on(state["watch"])
 
 
-def method_of(given: str | Method | Callable) -> Method:
+@contextmanager
+def own_words(groups: Groups) -> Iterator[None]:
+    """What methods say of the scripts' constants, in the words of `Pruner`."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).replace("SPARSITIES:", "target:").replace("METHODS:", "method:")
+        text = re.sub(r"\b(EPOCHS|SETTLE|WARMUP|BATCH_SIZE)\b", lambda found: found[0].lower(), text)
+        whole = f"; whole stay {', '.join(groups.kept)}" if groups.kept else ""
+        raise type(error)(text + whole) from None
+
+
+def method_of(given: str | Method | Callable, batches: bool) -> Method:
     """The record of a method: its own, that of a name, or that of a criterion along the plan."""
     if isinstance(given, Method):
         return given
     if callable(given):
-        return Method(given.__name__, criterion=given, when="gradually")
+        return Method(getattr(given, "__name__", "criterion"), criterion=given, when="gradually", images=batches)
     if given not in METHODS:
         raise UserError(f"method: got {given!r}, takes {', '.join(usable())}, a record or a criterion")
     return METHODS[given]
@@ -223,26 +261,41 @@ def usable() -> list[str]:
     return [name for name, m in METHODS.items() if m.structured and not m.needs and (m.criterion or m.callback)]
 
 
-def check(method, model, optimizer, target, strength, measure, epochs, steps_per_epoch, constants) -> None:
+def check_counts(**counts) -> None:
+    for name, value in counts.items():
+        if not (isinstance(value, int) and value >= 1):
+            raise UserError(f"{name}: got {value!r}, takes a whole number from 1 on")
+
+
+def check_networks(model: nn.Module, averages: Sequence[nn.Module]) -> None:
+    if any(hasattr(hook, "watch") for hook in model._forward_pre_hooks.values()):
+        raise UserError("the network is watched already, and that watch would not follow a cut: call its close() first")
+    if not isinstance(averages, Sequence) or not all(isinstance(average, nn.Module) for average in averages):
+        raise UserError("averages: takes a list of networks, such as [AveragedModel(model)]")
+
+
+def check(method, model, optimizer, target, strength, measure, constants) -> None:
     """Raises UserError for what `Pruner` cannot take."""
     if method.needs or not method.structured or not (method.criterion or method.callback):
         raise UserError(
             f"method: {method.label} removes no channels of a network in training; takes {', '.join(usable())}"
         )
-    if method.targeted and not (target is not None and 0 <= target < 1):
-        raise UserError(f"target: got {target}, {method.label} takes a share from 0 to below 1")
-    if not method.targeted and not (strength is not None and strength > 0):
-        raise UserError(f"strength: got {strength}, {method.label} takes one above 0, and no target")
+    if method.targeted and not (isinstance(target, (int, float)) and 0 <= target < 1):
+        raise UserError(f"target: got {target!r}, {method.label} takes a share from 0 to below 1")
+    if not method.targeted and not (isinstance(strength, (int, float)) and strength > 0):
+        raise UserError(f"strength: got {strength!r}, {method.label} takes one above 0, and no target")
     if measure not in MEASURES:
         raise UserError(f"measure: got {measure!r}, takes {', '.join(MEASURES)}")
-    for name, value in {"epochs": epochs, "steps_per_epoch": steps_per_epoch}.items():
-        if not (isinstance(value, int) and value >= 1):
-            raise UserError(f"{name}: got {value}, takes a whole number from 1 on")
     if type(optimizer).__name__ in REFUSED or not isinstance(optimizer, torch.optim.Optimizer):
         raise UserError(f"optimizer: got a {type(optimizer).__name__}, takes those of torch.optim but LBFGS")
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    if not trained & {id(parameter) for parameter in model.parameters()}:
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    missing = [name for name, parameter in own.items() if id(parameter) not in trained]
+    if own and len(missing) == len(own):
         raise UserError("optimizer: holds no parameter of this network; make it of model.parameters()")
+    if missing:
+        more = ", ..." * (len(missing) > 3)
+        warnings.warn(f"another optimizer of {', '.join(missing[:3])}{more} would not follow a cut", stacklevel=4)
     if environment.ranks() > 1:
         raise UserError("Pruner works in one process; of several, each would have to know of every cut")
     known = asdict(ds_pruning.Constants()) | {"definition": {}}

@@ -213,7 +213,11 @@ class Scored(Callback):
         """
         groups, task = training.groups, self.task
         copy = bare_copy(training.model).train(self.definition.training)
-        score = combined(groups, self.criterion(copy, groups, scoring_batches(task, number)), self.definition.combine)
+        scores = self.criterion(copy, groups, scoring_batches(task, number))
+        if not isinstance(scores, dict) or not scores:
+            kind = type(scores).__name__
+            raise RunFailed(f"{self.method.label} gives {kind}, where layer -> scores of its channels is expected")
+        score = combined(groups, scores, self.definition.combine)
         score = distributed.of_first(score)  # all have seen the same images; the last bit may differ on a GPU
         self.check_that_it_ranks(training, score)
         order = RANKINGS[self.method.ranking](groups, score)
