@@ -219,8 +219,10 @@ def test_a_network_that_is_another_than_when_its_state_was_saved_is_refused(digi
     own = pruner(model, optimizer)
     one_epoch(model, optimizer, digits)
     state = own.state_dict()
+    again = network()
+    other = sgd(again)
     with pytest.raises(UserError, match="state: was made with target 0.6, epochs 5; take the same here"):
-        pruner(network(), sgd(network()), target=0.7, epochs=6, state=state)
+        pruner(again, other, target=0.7, epochs=6, state=state)
     again = network()
     other = sgd(again)
     pruner(again, other, state=state)
