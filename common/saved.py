@@ -66,7 +66,8 @@ def rebuild(final: dict, path: Path | str) -> nn.Module:
         model.load_state_dict(state, assign=True)
         model.float().eval()
         with torch.no_grad(), NoBroadcast():
-            shape = model(torch.zeros(1, *final.get("image", (network.get("channels", 3), 8, 8)))).shape
+            own = ":" in network["name"]  # its images may be of one size only
+            shape = model(torch.zeros(1, *(final["image"] if own else (network["channels"], 8, 8)))).shape
         if shape != (1, network["classes"]):
             raise ValueError(f"{shape[-1]} logits for {network['classes']} classes")
     except (GroupError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -39,7 +39,7 @@ def test_what_goes_beside_it_is_extended_there(call, tmp_path):
 def test_a_command_says_what_it_trains_and_how_far_it_is(call):
     output = call("SGD", "--epochs 1 --width 4 --learning-rates 0.05 0.1 --precision fp32 --device cpu")[1].splitlines()
     assert output[0] == (
-        "accumulation: resnet18 of width 4 with relu, digits, protocol quick, 1 epoch, batch size 32, fp32 on cpu"
+        "accumulation: ResNet-18 of width 4 with relu, digits, protocol quick, 1 epoch, batch size 32, fp32 on cpu"
     )
     assert "run 2 of 2" in output
 

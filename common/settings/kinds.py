@@ -79,10 +79,11 @@ def one_of(*names: str, **options) -> Kind:
     return Kind(str, lambda v: v in names, "one of " + ", ".join(names), **options)
 
 
-LARGEST = 1e6  # of every number, unless told otherwise: what is larger is a slip, and overflows somewhere
+LARGEST = {float: 1e32, whole: 10**6}  # unless told otherwise: what is larger is a slip, and overflows somewhere
 
 
-def number(passes: Callable, takes: str, read: Callable = float, most: float = LARGEST, **options) -> Kind:
+def number(passes: Callable, takes: str, read: Callable = float, most: float | None = None, **options) -> Kind:
+    most = LARGEST[read] if most is None else most
     return Kind(read, lambda v: math.isfinite(v) and passes(v), takes, most=most, **options)
 
 
@@ -192,7 +193,8 @@ def check_one(name: str, kind: Kind, value):
     except (ValueError, TypeError, OverflowError):
         good = False
     if good and kind.most is not None and abs(read) > kind.most:
-        raise UserError(f"{name}: got {value!r}, takes {kind.takes}, at most {kind.most:,.0f}")
+        most = f"{kind.most:,}" if isinstance(kind.most, int) else f"{kind.most:g}"
+        raise UserError(f"{name}: got {value!r}, takes {kind.takes}, at most {most}")
     if not good:
         raise UserError(f"{name}: got {value!r}, takes {kind.takes}")
     return read
