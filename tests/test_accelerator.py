@@ -23,10 +23,11 @@ from tests.pretend import counting
 from tests.test_settings import assert_refused
 
 SHORT = "--precision fp32 --epochs 3 --hold-out 900"
-NEURON = f"{SHORT} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
+FEW = f"{SHORT} --batch-size 64 --width 4"  # steps and channels, where many methods are run
+NEURON = f"{FEW} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
     method for method in pruning.METHODS if pruning.METHODS[method].structured
 )
-WEIGHT = f"{SHORT} --study weight-sparsity --sparsities 0.8 --methods dense ds-pruning " + " ".join(
+WEIGHT = f"{FEW} --study weight-sparsity --sparsities 0.8 --methods dense ds-pruning " + " ".join(
     name for name, method in pruning.METHODS.items() if not method.structured
 )
 ROW = ("train_loss", "train_accuracy", "seconds")
