@@ -46,8 +46,7 @@ def tried(name: str) -> dict:
     import torchvision
 
     from common import UnitWatch, find_groups, own_activations
-    from common.cutting import RESIZED, by_output
-    from common.tracing import redraw
+    from common.tracing import redraw, silence
 
     torch.manual_seed(0)
     model = getattr(torchvision.models, name)(**OPTIONS.get(name, {})).eval()
@@ -65,12 +64,7 @@ def tried(name: str) -> dict:
     removed[[coupling.start for coupling in groups.couplings]] = False
     small, before = copy.deepcopy(model), sum(p.numel() for p in model.parameters())
     with torch.no_grad():
-        for layer, module in model.named_modules():
-            if isinstance(module, RESIZED) and layer in groups.outputs:
-                gone = groups.spread(layer, removed)
-                for key in ("weight", "bias"):
-                    if (tensor := getattr(module, key)) is not None:
-                        (by_output(module, tensor) if key == "weight" else tensor)[gone] = 0
+        silence(model, groups, removed)
         movable = int(groups.units[can_go].sum())
         groups.cut(small, None, removed)
         expected, found = model(image.double()), small(image.double())

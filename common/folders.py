@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from common import data
 from common.errors import UserError
-from common.images import TRIES, Files, Job, Jobs, Reader, begin, images_in, quiet, subfolders, worker_died
+from common.images import TRIES, Files, Job, Jobs, Reader, begin, images_in, printable, quiet, subfolders, worker_died
 from common.machine import devices, seeds
 from common.machine.process import Interrupts
 
@@ -158,7 +158,9 @@ class Folder:
         jobs = [Job("train", order[s : s + batch_size], tuple(augmentation), s, drawn) for s in starts]
         for start, (inputs, labels) in zip(starts, self.read(self.train, jobs), strict=True):
             if len(labels) < batch_size:
-                raise UserError(f"DATA_DIR: {TRIES} images in a row cannot be read, {self.damaged[0]} among them")
+                raise UserError(
+                    f"DATA_DIR: {TRIES} images in a row cannot be read, {printable(self.damaged[0])} among them"
+                )
             if "cutout" in augmentation:
                 y, x = centres[:, start : start + batch_size].to(self.device)
                 inputs = data.cutout(inputs, SimpleNamespace(centre_y=y, centre_x=x), self.size // 2)

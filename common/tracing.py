@@ -234,6 +234,17 @@ def redraw(model: nn.Module, generator: torch.Generator | None = None) -> nn.Mod
 
 
 @torch.no_grad()
+def silence(model: nn.Module, groups: Groups, removed: Tensor) -> None:
+    """Sets to 0, in place, what `Groups.cut` would take out: bool [G]."""
+    for name, module in model.named_modules():
+        if isinstance(module, RESIZED):
+            gone = groups.spread(name, removed)
+            for key in ("weight", "bias"):
+                if (tensor := getattr(module, key)) is not None:
+                    (by_output(module, tensor) if key == "weight" else tensor)[gone] = 0
+
+
+@torch.no_grad()
 def _is_exact(groups: Groups, probe: nn.Module, inputs: Inputs) -> bool:
     """Whether the network computes the same with half of its channels at zero and without them."""
     generator = torch.Generator().manual_seed(0)
@@ -250,11 +261,7 @@ def _is_exact(groups: Groups, probe: nn.Module, inputs: Inputs) -> bool:
     examples, small = each(two, inputs), bare_copy(zeroed)
     try:
         copy.copy(groups).cut(small, None, removed)
-        for name, module in zeroed.named_modules():
-            for key in ("weight", "bias") if isinstance(module, RESIZED) else ():
-                if (tensor := getattr(module, key)) is not None:
-                    tensor = by_output(module, tensor) if key == "weight" else tensor
-                    tensor[groups.spread(name, removed)] = 0
+        silence(zeroed, groups, removed)
         pairs = zip(tree_leaves(call(zeroed, examples)), tree_leaves(call(small, examples)), strict=True)
         return all((a - b).abs().max() <= 1e-6 * a.abs().max() for a, b in pairs if isinstance(a, Tensor))
     except (RuntimeError, ValueError):  # shapes that no longer fit

@@ -1,11 +1,12 @@
 """Watching units: how often each one fires in the ordinary training steps of an epoch.
 
-A forward hook on every activation layer counts, for each channel, the (example, position) pairs whose pre-activation
-is above 0. Counts are exact; no activation is stored, nothing leaves the device before the epoch ends.
+A hook on every activation layer counts, for each channel, the (example, position) pairs whose pre-activation is above
+0. Counts are exact; no activation is stored, nothing leaves the device before the epoch ends.
 """
 
 import math
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ class UnitWatch:
         self.inside, self.pauses = False, 0  # of a pass that counts
         modules = activation_layers(model)
         self.hooks = [self.hook(modules[layer], layer) for layer in self.layers]
-        begin = torch.compiler.disable(self.begin_pass)
+        begin, self.model = torch.compiler.disable(self.begin_pass), weakref.ref(model)
         begin.watch = self
         self.hooks.append(model.register_forward_pre_hook(begin))
         self.hooks.append(model.register_forward_hook(torch.compiler.disable(self.end_pass)))
@@ -170,7 +171,8 @@ class UnitWatch:
             self.pauses -= 1
 
     def begin_pass(self, model: nn.Module, *_):
-        self.inside = model.training and torch.is_grad_enabled() and not self.pauses
+        own = self.model() is model  # a copy has the same hooks
+        self.inside = own and model.training and torch.is_grad_enabled() and not self.pauses
         if self.seen:  # of a pass that ended in an error
             self.rows[self.row] = 0
             self.seen.clear()
@@ -255,16 +257,14 @@ class UnitWatch:
             self.row, self.batches = self.row + rest, self.batches + 1
         self.collect()
         if self.batches == 0:
-            why = "no pass was counted: the network was in evaluation mode, only parts of it were called, or it was "
-            warnings.warn(f"{why}compiled before", stacklevel=2)
+            warnings.warn("no pass was counted: the network was in evaluation mode, or called by parts", stacklevel=2)
         counts = Counts(self.fired, self.pairs_of_units(), self.silent, self.alive.clone(), self.batches)
         self.fired, self.silent = torch.zeros(2, len(self.alive), dtype=torch.int64)
         self.pairs = dict.fromkeys(self.layers, 0)
         self.batches = 0
         return counts
 
-    def all_pairs(self) -> Tensor:
-        """int64 [layers]: (example, position) pairs of this epoch so far, of all processes."""
+    def all_pairs(self) -> Tensor:  # int64 [layers]: (example, position) pairs of this epoch so far, of all processes
         return distributed.total(torch.tensor(list(self.pairs.values())))
 
     def part(self) -> dict:

@@ -55,9 +55,13 @@ def test_vgg_is_trained_and_pruned(call, tmp_path):
         assert load_network(path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
 
 
-def test_a_constant_that_the_network_has_not_is_an_error(call):
-    status, _, error = call("Resnet18", f"{QUICK} --network vgg16-bn --stem cifar")
-    assert (status, error) == (2, "error: STEM: vgg16-bn has none; leave the flag out\n")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [("vgg16-bn --stem cifar", "STEM: vgg16-bn"), ("my_networks:seven --width 4", "WIDTH: my_networks:seven")],
+)
+def test_a_constant_that_the_network_has_not_is_an_error(call, own, flags, words):
+    status, _, error = call("Resnet18", f"{QUICK} --network {flags}")
+    assert (status, error) == (2, f"error: {words} has none; leave the flag out\n")
 
 
 def test_vgg_counts_its_units_as_torchvisions_does():

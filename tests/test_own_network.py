@@ -5,13 +5,12 @@ import re
 
 import pytest
 import torch
-import torchvision
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
 import common
-from common import Pruner, UnitWatch, find_groups, load_pruned, own_activations
+from common import Pruner, UnitWatch, load_pruned, own_activations
 from common.errors import UserError
 from common.pruning import Method
 from tests.conftest import ROOT
@@ -243,8 +242,18 @@ def test_an_epoch_in_which_nothing_was_counted_is_told(digits):
     watch = UnitWatch(model, torch.zeros(1, 1, 8, 8))
     model.eval()
     model(torch.zeros(2, 1, 8, 8))
-    with pytest.warns(UserWarning, match="no pass was counted: the network was in evaluation mode, only parts of it"):
+    with pytest.warns(UserWarning, match="no pass was counted: the network was in evaluation mode, or called by parts"):
         assert watch.end_epoch().batches == 0
+
+
+def test_a_copy_that_is_trained_beside_it_is_not_counted(digits):
+    model = network()
+    watch = UnitWatch(model, torch.zeros(1, 1, 8, 8))
+    teacher = copy.deepcopy(model)
+    one_epoch(model, sgd(model), digits)
+    one_epoch(teacher, sgd(teacher), digits)
+    assert watch.end_epoch().batches == STEPS
+    pruner(teacher, sgd(teacher))  # nor is the copy watched
 
 
 def test_passes_that_make_no_whole_batch_are_counted_as_one(digits):
@@ -379,139 +388,3 @@ def test_a_compiled_network_is_counted_alike_and_compiled_once(digits):
     assert [counts.batches for counts in counted] == [STEPS, STEPS]
     assert counted[0].pairs.equal(counted[1].pairs)
     assert (counted[0].fired - counted[1].fired).abs().max() < 0.2 * counted[0].pairs.max()  # in another order
-
-
-# Layers that stay, and layers that are no plain convolutions
-
-
-def assert_cut_is_exact(model, example, kept=()):
-    """Without half of each coupling's channels it computes what it computes with them at 0."""
-    groups = find_groups(model, example)
-    assert set(groups.kept) == set(kept)
-    model.double().eval()
-    removed = torch.arange(len(groups)) % 2 == 1
-    small, inputs = copy.deepcopy(model), torch.randn(3, *example.shape[1:]).double()
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if name in groups.kernels or isinstance(module, nn.modules.batchnorm._BatchNorm):
-                gone = groups.spread(name, removed)
-                for key in ("weight", "bias"):
-                    if (tensor := getattr(module, key)) is not None:
-                        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd) and key == "weight"
-                        (tensor.movedim(1, 0) if transposed and module.groups == 1 else tensor)[gone] = 0
-        groups.cut(small, None, removed)
-        assert torch.allclose(small(inputs), model(inputs))
-    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
-    return groups, small
-
-
-def test_one_layer_that_cannot_be_cut_does_not_refuse_the_others():
-    model = nn.Sequential(
-        *(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 16, 3, groups=4), nn.ReLU(), nn.Conv2d(16, 12, 1), nn.ReLU(), nn.Conv2d(12, 5, 1)),
-    )
-    groups, _ = assert_cut_is_exact(model, torch.zeros(1, 3, 12, 12), kept=("0", "3", "6"))
-    assert [coupling.name for coupling in groups.couplings] == ["8"]
-    assert groups.kept["0"] == "cannot cut channels out of 1, a GroupNorm"
-    assert "a grouped convolution" in groups.kept["3"]
-    assert len(groups.layer_units) == 4  # all are counted
-
-
-def test_transposed_and_one_dimensional_convolutions_are_cut():
-    up = nn.Sequential(
-        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, 2), nn.BatchNorm2d(12)),
-        *(nn.ReLU(), nn.ConvTranspose2d(12, 4, 3)),
-    )
-    groups, small = assert_cut_is_exact(up, torch.zeros(1, 3, 8, 8))
-    assert (small[3].in_channels, small[3].out_channels, small[6].in_channels) == (4, 6, 6)
-    assert [len(groups), groups.kernels["3"]] == [20, 4]
-    sound = nn.Sequential(
-        nn.Conv1d(2, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 6, 3), nn.ReLU(), nn.Conv1d(6, 3, 1)
-    )
-    assert_cut_is_exact(sound, torch.zeros(1, 2, 16))
-    volume = nn.Sequential(nn.Conv3d(1, 8, 3), nn.BatchNorm3d(8), nn.ReLU(), nn.Conv3d(8, 3, 1))
-    assert_cut_is_exact(volume, torch.zeros(1, 1, 5, 5, 5))
-
-
-def test_a_squeeze_and_excitation_block_is_pruned():
-    class Gated(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm, self.act = nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16), nn.SiLU()
-            self.down, self.down_act, self.up = nn.Conv2d(16, 4, 1), nn.ReLU(), nn.Conv2d(4, 16, 1)
-            self.last = nn.Conv2d(16, 5, 1)
-
-        def forward(self, x):
-            x = self.act(self.norm(self.conv(x)))
-            return self.last(x * self.up(self.down_act(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()).mean((2, 3))
-
-    groups, _ = assert_cut_is_exact(Gated(), torch.zeros(1, 1, 9, 9))
-    assert int(groups.candidates.sum()) == (16 + 4) / 2  # those that are left
-
-
-# Activations told apart
-
-
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "googlenet", "densenet121"])
-def test_networks_of_torchvision_get_activations_of_their_own_and_compute_the_same(name):
-    torch.manual_seed(0)
-    options = {"init_weights": False} if name == "googlenet" else {}
-    model, image = getattr(torchvision.models, name)(**options).eval(), torch.randn(2, 3, 64, 64)
-    before, state = copy.deepcopy(model), list(model.state_dict())
-    assert own_activations(model, image[:1]) is model
-    UnitWatch(model, image[:1]).close()
-    assert list(model.state_dict()) == state
-    with torch.no_grad():
-        assert torch.equal(model(image), before(image))
-    assert isinstance(model, type(before))
-
-
-def test_a_copy_of_a_rewritten_network_uses_its_own_parts():
-    model = network()
-    twin = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.zero_()
-    x = torch.randn(2, 1, 8, 8)
-    assert not twin.eval()(x).any()
-    assert model.eval()(x).any()
-
-
-def test_functions_keep_their_arguments():
-    class Leaky(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = nn.Conv2d(1, 4, 3)
-
-        def forward(self, x):
-            x = functional.leaky_relu(self.conv(x), 0.3)
-            return functional.gelu(torch.relu(x).relu_() - 0.5, approximate="tanh")
-
-    model = own_activations(Leaky(), torch.zeros(1, 1, 8, 8))
-    found = [str(module) for module in list(model.modules())[2:]]
-    assert found == ["LeakyReLU(negative_slope=0.3)", "ReLU()", "ReLU(inplace=True)", "GELU(approximate='tanh')"]
-
-
-def test_a_forward_that_differs_in_training_or_cannot_be_followed_is_refused_and_left_alone():
-    class Sometimes(Network):
-        def forward(self, x):
-            return super().forward(x if self.training else x + 1)
-
-    class Looks(Network):
-        def forward(self, x):
-            return super().forward(x if x.sum() > 0 else -x)
-
-    for kind, message in {Sometimes: "does other things in training", Looks: "cannot be followed by torch.fx"}.items():
-        model = kind()
-        with pytest.raises(ValueError, match=f"the network itself {message}"):
-            own_activations(model, torch.zeros(1, 1, 8, 8))
-        assert type(model) is kind
-        assert [name for name, _ in model.named_children()] == [name for name, _ in Network().named_children()]
-
-
-def test_one_module_under_two_names_becomes_two():
-    relu = nn.ReLU()
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), relu, nn.Conv2d(4, 4, 3), relu, nn.Flatten(), nn.Linear(64, 3))
-    own_activations(model, torch.zeros(1, 1, 8, 8))
-    assert model[1] is not model[3]
-    assert len(find_groups(model, torch.zeros(1, 1, 8, 8))) == 8

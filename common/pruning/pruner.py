@@ -144,7 +144,8 @@ class Pruner:
             self.call("on_gradients")
 
     def sums(self) -> list[float]:
-        return [parameter.detach().abs().sum().item() for parameter in self.training.model.parameters()]
+        parameters = [parameter.detach() for parameter in self.training.model.parameters()]
+        return torch.stack(torch._foreach_norm(parameters)).tolist()
 
     def identity(self) -> dict:
         """What a state must be of."""
@@ -268,7 +269,8 @@ def check_counts(**counts) -> None:
 
 
 def check_networks(model: nn.Module, averages: Sequence[nn.Module]) -> None:
-    if any(hasattr(hook, "watch") for hook in model._forward_pre_hooks.values()):
+    watches = [hook.watch for hook in model._forward_pre_hooks.values() if hasattr(hook, "watch")]
+    if any(watch.model() is model for watch in watches):  # a copy has its original's
         raise UserError("the network is watched already, and that watch would not follow a cut: call its close() first")
     if not isinstance(averages, Sequence) or not all(isinstance(average, nn.Module) for average in averages):
         raise UserError("averages: takes a list of networks, such as [AveragedModel(model)]")

@@ -104,7 +104,7 @@ def draw_fire_rates(settings: SimpleNamespace, folders: dict[str, tuple[str, Pat
         f"{name}, {key}": rows
         for key, lines in named.items()
         for name, rows in lines.items()
-        if any(row["fire_rate"] == 0 for row in rows)
+        if any(row["fire_rate"] == 0 for row in rows) and all(row["shift"] is not None for row in rows)
     }
     path = settings.output_dir / "batch-norms.png"
     path.unlink(missing_ok=True)  # of an earlier command

@@ -59,9 +59,10 @@ def fire_rate_rows(run: dict, counts: dict, weights: dict[str, Tensor]) -> list[
     rows = []
     for layer, part in zip(counts["layers"], rates, strict=True):
         norm = models.batch_norm_before(layer)
-        nothing = torch.full_like(part, torch.nan)  # of a layer whose batch-norm is not known by its name
-        columns = [part, *(weights.get(f"{norm}.{name}", nothing) for name in ("weight", "bias"))]
-        for unit, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            rounded = [float(f"{value:.5g}") for value in values]
+        nothing = [None] * len(part)  # of a layer whose batch-norm is not known by its name
+        found = [weights.get(f"{norm}.{name}") for name in ("weight", "bias")]
+        columns = [part.tolist(), *(nothing if column is None else column.tolist() for column in found)]
+        for unit, values in enumerate(zip(*columns, strict=True)):
+            rounded = [value if value is None else float(f"{value:.5g}") for value in values]
             rows.append({**run, "layer": layer, "unit": unit, **dict(zip(UNIT, rounded, strict=True))})
     return rows

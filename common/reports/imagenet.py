@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from common import folders
+from common.images import printable
 from common.pruning import label
 from common.pruning.task import point_of
 from common.reports import canvas, paper, tables, tradeoff
@@ -21,7 +22,7 @@ def present(settings: SimpleNamespace, dataset: folders.Folder, rows: list[dict]
     damaged = dataset.damaged
     if damaged:
         print(f"{len(damaged)} damaged image{'s' * (len(damaged) > 1)} left out:")
-        print("".join(f"  {path}\n" for path in damaged), end="")
+        print("".join(f"  {printable(path)}\n" for path in damaged), end="")
 
 
 def draw(settings, dataset: folders.Folder, rows: list[dict], folder: Path) -> list[Path]:

@@ -9,10 +9,10 @@ PRUNING = ("methods", "sparsities", "demp_strengths", "pruning_learning_rate", "
 # What cannot change a result: places, the division of the work, and what only says which runs are made.
 CHANGES_NOTHING = {"data_dir", "output_dir", "base_dir", "run_dir", "workers", "micro_batch", "passes", "per_pass"}
 CHANGES_NOTHING |= {"checkpoint_steps", "script", "study", "protocol", "methods", "extend", "again", "jobs", "formats"}
-CHANGES_NOTHING |= {"cluster", "slurm"}
+CHANGES_NOTHING |= {"cluster", "slurm", "given"}
 # Of these a run has one value, under a name of its own; and the network says its part itself.
-OF_THE_RUN = {"seeds", "regularization", "sparsities", "demp_strengths", "pruning_learning_rate", "width", "stem"}
-OF_THE_RUN |= {"network"}
+OF_THE_RUN = {"seeds", "regularization", "sparsities", "demp_strengths", "pruning_learning_rate"}
+OF_THE_RUN |= {"network", "width", "stem"}
 # Constants of pruning methods: they tell apart the runs of those that read them (`Method.constants`).
 OF_METHODS = {"warmup", "settle", "patience", "definition"}
 

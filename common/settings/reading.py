@@ -77,13 +77,11 @@ def given(script_globals: dict, studies: tuple[str, ...], arguments: list[str] |
             raise UserError(f"{name.upper()}: the study {values['study']} does not read it; leave the flag out")
         if name in ("image_size", "workers") and values.get("dataset") in names.DATASETS:
             raise UserError(f"{name.upper()}: is of folders of images, not of {values['dataset']}; leave the flag out")
-    if "stem" in flags and values.get("network") == "vgg16-bn":
-        raise UserError("STEM: vgg16-bn has none; leave the flag out")
     for name, value in script_globals.get("BY_STUDY", {}).get(values["study"], {}).items():
         if values[name.lower()] is None:
             values[name.lower()] = check(name, value)
     check_study(SimpleNamespace(**values))
-    values = ABSENT | values
+    values = ABSENT | values | {"given": tuple(flags)}
     if values["batch_size"] is not None:  # else the protocol has one, which may go by the device
         passes_of(values["batch_size"], values["micro_batch"])
     return values
@@ -112,9 +110,9 @@ def read(
         processes: whether the script runs under torchrun, in several processes; they have joined on return.
 
     Returns:
-        One attribute for each constant (lower case), and `script` (its name), `device` (torch.device),
-        `precision` (`bf16` or `fp32`), `output_dir` and `run_dir` (Path, writable), `per_pass` (examples in one forward
-        pass of a process) and `passes` (of a process in a step).
+        One attribute for each constant (lower case), and `script` (its name), `given` (which of them were flags),
+        `device` (torch.device), `precision` (`bf16` or `fp32`), `output_dir` and `run_dir` (Path, writable), `per_pass`
+        (examples in one forward pass of a process) and `passes` (of a process in a step).
 
     Raises:
         UserError: for the first constant that is wrong; nothing has been computed then.

@@ -6,7 +6,6 @@ from itertools import product
 from types import SimpleNamespace
 
 from common import data, units
-from common.files import write_csv
 from common.machine import distributed, workers
 from common.reports import accumulation as report
 from common.reports.tables import rows_to_extend
@@ -63,13 +62,10 @@ class Accumulation(Study):
         self.finish()
         return self.exit_status(distributed.by_first(self.present))
 
-    def rows(self, finals: list[dict]) -> list[dict]:
-        found = []
-        for final in finals:
-            constants = {"script": self.settings.script, "code": final.get("code"), **final["config"]}
-            for epoch in final["rows"]:
-                found.append({name: epoch[name] if name in epoch else constants[name] for name in COLUMNS})
-        return found
+    def rows_of(self, final: dict) -> list[dict]:
+        """Those of a finished run, one an epoch."""
+        constants = {"script": self.settings.script, "code": final.get("code"), **final["config"]}
+        return [{name: ({**constants, **epoch})[name] for name in COLUMNS} for epoch in final["rows"]]
 
     def rows_before(self) -> list[dict]:
         """Those that the table has (EXTEND)."""
@@ -84,17 +80,18 @@ class Accumulation(Study):
         with self.table_lock():
             before = self.rows_before()
             trials = sorted({*map(trial_of, before), *self.trials}, key=lambda trial: (trial[1], trial[0], trial[2]))
-            runs = {trial: finished(run_of(self.settings, self.shared, trial)) for trial in trials}
-            finals = {trial: final for trial, final in runs.items() if final}
-            kept = {trial: [row for row in before if trial_of(row) == trial] for trial in trials}
-            rows = [row for trial in trials for row in kept[trial] or self.rows([*filter(None, [finals.get(trial)])])]
+            rows, finals = [], []
+            for trial in trials:
+                final = finished(run_of(self.settings, self.shared, trial))
+                finals += [final] if final else []
+                kept = [row for row in before if trial_of(row) == trial]
+                rows += kept or (self.rows_of(final) if final else [])
             if rows:
-                self.write(rows, list(finals.values()))
+                self.write(rows, finals)
         return rows
 
     def write(self, rows: list[dict], finals: list[dict]) -> None:
-        self.write_origin(self.table, self.shared)
-        write_csv(self.table, COLUMNS, rows)
+        self.write_rows(self.table, COLUMNS, rows, self.shared)
         paths = [*report.draw(self.settings, rows, finals, self.folder), *report.compare(self.settings)]
         print(f"\n{report.summary(rows)}\n\ntable: {self.table}")
         print("".join(f"figure: {path}\n" for path in paths), end="")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common import data, saved, sparsity
-from common.files import write_csv, write_text
+from common.files import write_text
 from common.machine import devices, distributed, workers
 from common.models import build
 from common.names import MEASURES
@@ -297,12 +297,8 @@ class Sparsity(Study):
         return row_of(self.settings, self.dataset, final, folder)
 
     def write_table(self, rows: list[dict], shown: dict) -> None:
-        if not rows:
-            return
-        if not self.table.exists():  # a table without its .json could not be extended
-            self.write_origin(self.table, shown)
-        write_csv(self.table, self.columns, rows)  # before the .json of new conditions, beside which none is extended
-        self.write_origin(self.table, shown)
+        if rows:
+            self.write_rows(self.table, self.columns, rows, shown)
 
     def courses(self) -> dict[str, dict]:
         """What DS-Pruning decided in the first seed's runs, as far as these are there."""

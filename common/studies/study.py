@@ -20,7 +20,7 @@ from filelock import FileLock
 
 from common import data, models, names, units
 from common.errors import RunFailed, UserError
-from common.files import UNFINISHED, write_text
+from common.files import UNFINISHED, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
@@ -51,13 +51,18 @@ def conditions(settings: SimpleNamespace, dataset: data.Dataset, network: str) -
     found = {"name": network, "classes": len(dataset.classes), **known}
     if ":" in network:
         found["code"] = code.digest_of(getsourcefile(models.NETWORKS[network]))
-        check_own(found, dataset)
     return {"network": found, "data": dataset.fingerprint, **identity.conditions(settings)}
 
 
-def check_own(network: dict, dataset: data.Dataset) -> None:
-    """Raises UserError for a network of one's own that cannot be trained on these images, or not be watched."""
+def check_network(settings: SimpleNamespace, network: dict, dataset: data.Dataset) -> None:
+    """Raises UserError for a flag that the network has no use for; and for a network of one's own that cannot be
+    trained on these images, or not be watched."""
     name = network["name"]
+    for option in {*models.OPTIONS} - network.keys():
+        if option in getattr(settings, "given", ()):
+            raise UserError(f"{option.upper()}: {name} has none; leave the flag out")
+    if ":" not in name:
+        return
     try:
         model = models.build(network)
         units.UnitWatch(model, dataset.example.cpu()).close()
@@ -148,6 +153,7 @@ class Study:
         self.settings, self.dataset = SimpleNamespace(**vars(settings)), dataset
         self.network = self.settings.network = network or settings.network
         self.shared = conditions(settings, dataset, self.network)
+        check_network(self.settings, self.shared["network"], dataset)
         canvas.formats = list(settings.formats)
         self.failures: list[str] = []
         self.others: dict[str, Callable] = {}  # runs that other processes were training: name -> what makes it here
@@ -214,6 +220,14 @@ class Study:
             "settings": shared,
         }
         write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
+
+    def write_rows(self, table: Path, columns: list[str], rows: list[dict], shared: dict) -> None:
+        """A table and its .json. A table without one could not be extended; nor must rows of earlier conditions stand
+        beside new ones: so a new table comes after its .json, and the .json of a table that is there after it."""
+        if not table.exists():
+            self.write_origin(table, shared)
+        write_csv(table, columns, rows)
+        self.write_origin(table, shared)
 
     def exit_status(self, results: list) -> int:
         """2 where runs failed. Below the results of the others they are listed again."""
