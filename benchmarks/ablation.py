@@ -200,7 +200,7 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
             label.set_fontweight("bold" if len(line) == 1 else "normal")
         seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
         at = f"{100 * targets[0]:g} % {measure} sparsity" if not targets[1:] else f"equal {measure} sparsity"
-        title = f"Forms of DS-Pruning at {at}, {dataset}, seeds each: {seeds}"
+        title = f"Variants tried at {at}, {dataset}, seeds each: {seeds}"
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         canvas.save(figure, path)
 

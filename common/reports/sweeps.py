@@ -67,7 +67,7 @@ def draw(settings: SimpleNamespace, tables, failures: list[str], folder: Path) -
         drawn.append(paths[1])
     returns = [row for row in tables.rows["-returns"] if row["footing"] == "epochs"]
     if returns:
-        figures.returns_figure(returns, paths[2], title, getattr(settings, "patience", None))
+        figures.returns_figure(returns, paths[2], f"{title}, study {study}", getattr(settings, "patience", None))
         drawn.append(paths[2])
     for path in set(paths) - set(drawn):  # of an earlier command
         path.unlink(missing_ok=True)
