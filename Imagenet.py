@@ -7,7 +7,7 @@
 
 The folder has train/ and val/ (or test/), one subfolder of images a class; images are read by worker processes while
 the network trains. BATCH_SIZE and the learning rates are those of a whole step over all processes, which share it
-equally. Every constant below is also a flag, see --help.
+equally. Every constant below is also a flag; --help lists them.
 """
 
 from common import settings
@@ -26,18 +26,18 @@ METHODS = [
     "saliency",
     "set",
     "rigl",
-]  # what the imagenet study compares; it also takes random, scratch, magnitude and demp
+]  # the methods of the imagenet study; it also takes random, scratch, magnitude and demp
 SPARSITIES = [0.8, 0.9]  # the targets, as shares of all weights
-DEMP_STRENGTHS = [0.0003, 0.001]  # what demp takes in the place of a target; one run each
-PRUNING_LEARNING_RATE = 0.01  # the highest of the schedule in the imagenet study
+DEMP_STRENGTHS = [0.0003, 0.001]  # strengths of demp, in the place of targets; one run each
+PRUNING_LEARNING_RATE = 0.01  # the highest learning rate of the schedule in the imagenet study
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which DS-Pruning is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
-LEARNING_RATES = [0.01]  # of the accumulation study; one run each
+LEARNING_RATES = [0.01]  # of the accumulation study: the highest learning rate of the schedule; one run each
 GRADIENT_CLIP = 0.0  # largest gradient norm in the accumulation study; 0: no clipping
 NOISE_STD = 0.0  # standard deviation of Gaussian noise on every gradient element in the accumulation study
-REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-SEEDS = [0]  # of initial weights, order and augmentation; one run each
+REGULARIZATION = [0.0]  # strengths of an L1 penalty on the batch-norm scales, triangular over training; one run each
+SEEDS = [0]  # of the initial weights, the order of the images and their augmentation; one run each
 
 # Network and training
 ACTIVATION = "relu"  # relu, leaky-relu or swish
@@ -58,14 +58,14 @@ IMAGE_SIZE = 224  # pixels a side of the crops
 # Where, and on what
 DATA_DIR = "imagenet"  # a folder with train/ and val/ (or test/), one subfolder a class
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Imagenet
-FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
+FORMATS = ["png"]  # of the figures: any of png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-AGAIN = False  # train a run again that other code has made
+AGAIN = False  # train runs again that another version of the code has made
 JOBS = 1  # processes that share the runs, on this machine or as jobs of CLUSTER
-CLUSTER = "none"  # slurm: JOBS become a job array, through submitit; local: the same on this machine
+CLUSTER = "none"  # none; slurm: JOBS become a job array, through submitit; local: the same on this machine
 SLURM = ["time=24:00:00", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB"]  # any options of sbatch, for each job
 DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of several, as cuda:1
-PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+PRECISION = "auto"  # auto, bf16 or fp32; auto: bf16 where the hardware has it
 WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself
 CHECKPOINT_STEPS = 1000  # steps between two checkpoints within an epoch; 0: only after every epoch
 

@@ -4,7 +4,7 @@
     python LeakyReLU.py                           CIFAR-10, 10 epochs at width 16 on a CPU, 30 at width 64 on a GPU
     python LeakyReLU.py --protocol published      the paper's settings: a day on a GPU
 
-Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
+Every constant below is also a flag: --learning-rates 0.05 0.1; --help lists them.
 """
 
 from common import names, settings
@@ -13,11 +13,11 @@ from common.machine import process
 # The experiment
 STUDY = "accumulation"  # accumulation: dead and dying units; neuron-, weight- or flops-sparsity: accuracy
 ACTIVATION = "leaky-relu"  # relu, leaky-relu (slope 0.05) or swish
-LEARNING_RATES = [0.01, 0.05]  # of the accumulation study: the highest of the schedule; one run each
-REGULARIZATION = [0.0]  # L1 penalty on the batch-norm scales, triangular over training; one run each
-SEEDS = [0]  # of initial weights, order and augmentation; one run each
+LEARNING_RATES = [0.01, 0.05]  # of the accumulation study: the highest learning rate of the schedule; one run each
+REGULARIZATION = [0.0]  # strengths of an L1 penalty on the batch-norm scales, triangular over training; one run each
+SEEDS = [0]  # of the initial weights, the order of the images and their augmentation; one run each
 
-# Pruning
+# Pruning; None: as BY_STUDY has it
 METHODS = [
     "dense",
     "random",
@@ -29,10 +29,10 @@ METHODS = [
     "earlysnap",
     "earlycrop-s",
     "demp",
-]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
-SPARSITIES = None  # the targets of the sparsity studies; None: as BY_STUDY has it
-DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # what demp takes in the place of a target; one run each
-PRUNING_LEARNING_RATE = 0.1  # the highest of the schedule in the sparsity studies
+]  # the methods of the sparsity studies; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
+SPARSITIES = None  # the targets of the sparsity studies, as shares of all units, weights or FLOPs
+DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # strengths of demp, in the place of targets; one run each
+PRUNING_LEARNING_RATE = 0.1  # the highest learning rate of the schedule in the sparsity studies
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which DS-Pruning is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
@@ -40,7 +40,7 @@ EXTEND = False  # keep the rows that a study's table has, and train only what it
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
 
 # Network and training; None: as PROTOCOL has it
-PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+PROTOCOL = "auto"  # whose defaults hold: published, gpu, cpu or quick; auto: quick for the digits, else by the device
 NETWORK = "resnet18"  # resnet18, resnet50, vgg16-bn, or module:function of your own
 WIDTH = None  # channels of the first stage
 STEM = None  # cifar (3x3) or imagenet (7x7, stride 2, max pool)
@@ -56,14 +56,14 @@ AUGMENTATION = None  # any of crop, flip, cutout
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/LeakyReLU
-FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
+FORMATS = ["png"]  # of the figures: any of png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-AGAIN = False  # train a run again that other code has made
+AGAIN = False  # train runs again that another version of the code has made
 JOBS = 1  # processes that share the runs, on this machine or as jobs of CLUSTER
-CLUSTER = "none"  # slurm: JOBS become a job array, through submitit; local: the same on this machine
+CLUSTER = "none"  # none; slurm: JOBS become a job array, through submitit; local: the same on this machine
 SLURM = ["time=24:00:00", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB"]  # any options of sbatch, for each job
 DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
-PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+PRECISION = "auto"  # auto, bf16 or fp32; auto: bf16 where the hardware has it
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
 

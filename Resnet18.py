@@ -6,27 +6,21 @@
     python Resnet18.py --regularization 0 0.01   with and without an L1 penalty on the batch-norm scales
     python Resnet18.py --study batch-size        what the batch size does to it; also learning-rate, regularization
 
-Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
+Every constant below is also a flag: --learning-rates 0.05 0.1; --help lists them.
 """
 
 from common import names, settings
 from common.machine import process
 
-# The experiment
-STUDY = "accumulation"  # accumulation, batch-size, learning-rate, regularization; neuron-, weight-, flops-sparsity
-LEARNING_RATES = None  # the highest of the schedule; one run each; None: as BY_STUDY has it
-REGULARIZATION = None  # L1 penalty on the batch-norm scales, triangular over training; one run each
-BATCH_SIZES = [
-    16,
-    32,
-    64,
-    128,
-    256,
-]  # what the study batch-size compares, at equal epochs and at equal steps
+# The experiment; None: as BY_STUDY has it
+STUDY = "accumulation"  # accumulation, batch-size, learning-rate, regularization, or neuron-, weight- or flops-sparsity
+LEARNING_RATES = None  # the highest learning rate of the schedule; one run each
+REGULARIZATION = None  # strengths of an L1 penalty on the batch-norm scales, triangular over training; one run each
+BATCH_SIZES = [16, 32, 64, 128, 256]  # what the study batch-size compares, at equal epochs and at equal steps
 REGULARIZATIONS = [0.0, 9e-8, 9e-7, 9e-6, 9e-5, 9e-4, 0.003, 0.01, 0.03, 0.1]  # what the study regularization compares
-SEEDS = [0]  # of initial weights, order and augmentation; one run each
+SEEDS = [0]  # of the initial weights, the order of the images and their augmentation; one run each
 
-# Pruning
+# Pruning; None: as BY_STUDY has it
 METHODS = [
     "dense",
     "random",
@@ -38,10 +32,10 @@ METHODS = [
     "earlysnap",
     "earlycrop-s",
     "demp",
-]  # what the sparsity studies compare; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
-SPARSITIES = None  # the targets of the sparsity studies; None: as BY_STUDY has it
-DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # what demp takes in the place of a target; one run each
-PRUNING_LEARNING_RATE = 0.1  # the highest of the schedule in the sparsity studies
+]  # the methods of the sparsity studies; weight-sparsity also takes magnitude-unstructured, saliency, set, rigl
+SPARSITIES = None  # the targets of the sparsity studies, as shares of all units, weights or FLOPs
+DEMP_STRENGTHS = [0.003, 0.01, 0.02, 0.03, 0.05, 0.1]  # strengths of demp, in the place of targets; one run each
+PRUNING_LEARNING_RATE = 0.1  # the highest learning rate of the schedule in the sparsity studies
 WARMUP = 0.2  # share of training after which DS-Pruning begins to remove units
 SETTLE = 0.75  # share of training after which DS-Pruning is at its target
 PATIENCE = 2  # epochs after which a unit that died by itself is cut out
@@ -49,7 +43,7 @@ EXTEND = False  # keep the rows that a study's table has, and train only what it
 HOLD_OUT = 0  # training images set aside and tested on instead of the test images: for tuning
 
 # Network and training; None: as PROTOCOL has it
-PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+PROTOCOL = "auto"  # whose defaults hold: published, gpu, cpu or quick; auto: quick for the digits, else by the device
 ACTIVATION = "relu"  # relu, leaky-relu or swish
 NETWORK = "resnet18"  # resnet18, resnet50, vgg16-bn, or module:function of your own
 WIDTH = None  # channels of the first stage
@@ -67,14 +61,14 @@ AUGMENTATION = None  # any of crop, flip, cutout
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/Resnet18
-FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
+FORMATS = ["png"]  # of the figures: any of png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-AGAIN = False  # train a run again that other code has made
+AGAIN = False  # train runs again that another version of the code has made
 JOBS = 1  # processes that share the runs, on this machine or as jobs of CLUSTER
-CLUSTER = "none"  # slurm: JOBS become a job array, through submitit; local: the same on this machine
+CLUSTER = "none"  # none; slurm: JOBS become a job array, through submitit; local: the same on this machine
 SLURM = ["time=24:00:00", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB"]  # any options of sbatch, for each job
 DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
-PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+PRECISION = "auto"  # auto, bf16 or fp32; auto: bf16 where the hardware has it
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
 

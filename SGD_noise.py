@@ -4,20 +4,20 @@
     python SGD_noise.py                           CIFAR-10, 10 epochs at width 16 on a CPU, 30 at width 64 on a GPU
     python SGD_noise.py --protocol published      the paper's settings: a day on a GPU
 
-Every constant below is also a flag: --learning-rates 0.05 0.1, see --help.
+Every constant below is also a flag: --learning-rates 0.05 0.1; --help lists them.
 """
 
 from common import settings
 from common.machine import process
 
 # The experiment
-STUDY = "accumulation"  # the only one: dead and dying units by epoch
+STUDY = "accumulation"  # accumulation, the only one: dead and dying units by epoch
 NOISE_STD = 0.5  # standard deviation of Gaussian noise on every gradient element
-LEARNING_RATES = [0.01, 0.025, 0.05]  # the highest of the schedule; one run each
-SEEDS = [0]  # of initial weights, order and augmentation; one run each
+LEARNING_RATES = [0.01, 0.025, 0.05]  # the highest learning rate of the schedule; one run each
+SEEDS = [0]  # of the initial weights, the order of the images and their augmentation; one run each
 
 # Network and training; None: as PROTOCOL has it
-PROTOCOL = "auto"  # published, gpu, cpu or quick; auto: quick for the digits, else by the device
+PROTOCOL = "auto"  # whose defaults hold: published, gpu, cpu or quick; auto: quick for the digits, else by the device
 ACTIVATION = "relu"  # relu, leaky-relu or swish
 NETWORK = "resnet18"  # resnet18, resnet50, vgg16-bn, or module:function of your own
 WIDTH = None  # channels of the first stage
@@ -33,14 +33,14 @@ AUGMENTATION = None  # any of crop, flip, cutout
 DATASET = "cifar10"  # cifar10, digits, or the path of a folder with train/ and test/ or val/, one subfolder a class
 DATA_DIR = "data"  # where CIFAR-10 is, or is downloaded to
 OUTPUT_DIR = "plots"  # figures and tables go to OUTPUT_DIR/SGD_noise
-FORMATS = ["png"]  # what figures are saved as: png, pdf, svg
+FORMATS = ["png"]  # of the figures: any of png, pdf, svg
 RUN_DIR = "runs"  # logs and checkpoints; a run found there is not trained again
-AGAIN = False  # train a run again that other code has made
+AGAIN = False  # train runs again that another version of the code has made
 JOBS = 1  # processes that share the runs, on this machine or as jobs of CLUSTER
-CLUSTER = "none"  # slurm: JOBS become a job array, through submitit; local: the same on this machine
+CLUSTER = "none"  # none; slurm: JOBS become a job array, through submitit; local: the same on this machine
 SLURM = ["time=24:00:00", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB"]  # any options of sbatch, for each job
 DEVICE = "auto"  # auto, cpu, or an accelerator: cuda, mps or xpu, with a number where there are several (cuda:1)
-PRECISION = "auto"  # bf16 or fp32; auto: bf16 where the hardware has it
+PRECISION = "auto"  # auto, bf16 or fp32; auto: bf16 where the hardware has it
 IMAGE_SIZE = 32  # pixels a side that the images of a folder are resized to
 WORKERS = 2  # threads that read the images of a folder
 

@@ -58,7 +58,8 @@ def shown(name: str, constants: dict) -> str:
 
 def parse(script: Path, doc: str, constants: dict, arguments: list[str] | None) -> dict:
     """Lower-case name -> value, of the flags that were given."""
-    parser = Parser(doc, script.name, f"{script.name} [--constant VALUE ...]")
+    brackets = "In brackets: the default, or what each study or protocol takes for it."
+    parser = Parser(doc + brackets, script.name, f"{script.name} [--constant VALUE ...]")
     comments = constants_of(script)
     for name, comment in comments.items():
         kind = kind_of(name, constants[name])
