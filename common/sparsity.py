@@ -52,8 +52,12 @@ def measure(model: nn.Module, image: Tensor, densities: dict[str, float] | None 
 
 def forward_flops(model: nn.Module, image: Tensor, densities: dict[str, float] | None = None) -> int:
     """FLOPs of one forward pass per example; a masked layer counts by its density."""
-    flops = layer_flops(model, image)
-    return round(flops[""] - sum((1 - density) * flops[name] for name, density in (densities or {}).items()))
+    return masked_flops(layer_flops(model, image), densities or {})
+
+
+def masked_flops(flops: dict[str, int], densities: dict[str, float]) -> int:
+    """Those of a whole network, whose layers take `flops` (`layer_flops`) without masks."""
+    return round(flops[""] - sum((1 - density) * flops[name] for name, density in densities.items()))
 
 
 def layer_flops(model: nn.Module, image: Tensor) -> dict[str, int]:

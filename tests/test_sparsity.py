@@ -1,5 +1,7 @@
 """The claims of common/sparsity.py: what is counted, and that what is computed beforehand is what is counted after."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torchvision
@@ -17,6 +19,7 @@ from common.sparsity import (
     weight_sparsity,
     weights_left,
 )
+from common.studies.sparsity import Cost
 from common.tracing import find_groups
 
 torch.set_num_threads(1)
@@ -132,3 +135,25 @@ def test_an_unstructured_mask_counts_as_density_times_the_layer():
     assert dense.weights - sparse.weights == dense.parameters - sparse.parameters == 0.75 * weights
     assert dense.flops - sparse.flops == 0.75 * flops["layer1.0.conv1"]
     assert sparse.units == dense.units
+
+
+class Mixing(nn.Module):
+    """A network that also multiplies matrices of its own, which no cut makes smaller."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.table = resnet18(10, width=8), nn.Parameter(torch.ones(10, 10))
+
+    def forward(self, x):
+        return self.layers(x) @ self.table
+
+
+@pytest.mark.parametrize("network", [resnet18(10, width=8), Mixing()], ids=["layers alone", "a product too"])
+def test_a_run_costs_what_its_network_has_at_every_step(network):
+    groups = find_groups(network, IMAGE)
+    run, cost, expected = SimpleNamespace(model=network, groups=groups, densities={}, examples=7), Cost(IMAGE), 0
+    for cut in ([], [3, 50], [], [100]):
+        groups.cut(network, None, cut, multiple=8)
+        cost.on_step(run)
+        expected += 3 * 7 * measure(groups.compact(network), IMAGE).flops
+    assert cost.flops == expected

@@ -81,13 +81,19 @@ class Cost(Callback):
     def __init__(self, example: torch.Tensor):
         self.example = example
         self.flops, self.known, self.forward = 0, None, 0
+        self.layers: dict[str, int] = {}  # what each took when this process began
+        self.rest = 0  # of them, what is no layer's that groups have a part in
 
     def on_step(self, training: Training):
         known = training.groups.version, training.densities
         if known != self.known:
+            if self.known is None:
+                self.layers = sparsity.layer_flops(training.groups.compact(training.model), self.example)
+                self.rest = self.layers[""] - int(sparsity.flops_left(training.groups)[0])
             self.known = known
-            small = training.groups.compact(training.model)
-            self.forward = sparsity.forward_flops(small, self.example, training.densities)
+            # Whose weights are masked is not cut: its layers are those of the start.
+            dense = self.rest + int(sparsity.flops_left(training.groups)[0])
+            self.forward = sparsity.masked_flops({**self.layers, "": dense}, training.densities)
         self.flops += 3 * self.forward * training.examples
 
     def state(self) -> dict:
