@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from common.cutting import RESIZED, WEIGHTED, GroupError, bare_copy, by_output, is_depthwise, width_of
+from common.errors import told
+from common.groups import Coupling, Groups
 from common.models import (
     ACTIVATION_TYPES,
     Inputs,
@@ -20,14 +23,12 @@ from common.models import (
     each,
     watched,
 )
+from common.models.activations import UNSTEADY
 
 if TYPE_CHECKING:
     import torch_pruning as tp
-from common.cutting import RESIZED, WEIGHTED, GroupError, bare_copy, by_output, is_depthwise, width_of
-from common.groups import Coupling, Groups
 
-# Finding the groups.
-
+FIXED = "; perhaps a view or reshape has a fixed size, in the place of one from x.shape"
 # A layer's part in a coupling: its name, whether by its input, its channels, and the coupling's channel for each.
 Member = tuple[str, bool, list[int], list[int]]
 Traced = tuple[list[Member], bool, set[str]]  # a coupling's members, whether it is gated, its bare layers
@@ -54,20 +55,17 @@ def find_groups(model: nn.Module, inputs: Inputs) -> Groups:
         traced, units, kept = _trace(probe, inputs)
         positions = _positions(probe, inputs)
         groups = _number(probe, traced, units, positions, kept)
-        if not _is_exact(groups, probe, inputs):  # whose fault is it?
-            alone = [_number(probe, [found], units, positions, {}) for found in traced]
-            fine = [found for found, own in zip(traced, alone, strict=True) if _is_exact(own, probe, inputs)]
-            kept |= {f[0][0][0]: "cutting them changes what the others compute" for f in traced if f not in fine}
-            groups = _number(probe, fine, units, positions, kept)
-            if fine and not _is_exact(groups, probe, inputs):
-                raise GroupError(
-                    f"cannot trace {type(model).__name__}: cutting channels changes what the others compute"
-                )
+        if _fault(groups, probe, inputs):  # whose?
+            faults = [_fault(_number(probe, [found], units, positions, {}), probe, inputs) for found in traced]
+            pairs = list(zip(traced, faults, strict=True))
+            kept |= {found[0][0][0]: fault for found, fault in pairs if fault}
+            groups = _number(probe, [found for found, fault in pairs if not fault], units, positions, kept)
+            if groups.couplings and (fault := _fault(groups, probe, inputs)):
+                raise GroupError(f"cannot trace {type(model).__name__}: of its channels together, {fault}")
     except GroupError:
         raise
     except Exception as error:  # whatever the network's own code, autograd or Torch-Pruning may raise
-        reason = str(error).strip().partition("\n")[0]
-        raise GroupError(f"cannot trace {type(model).__name__}: {type(error).__name__}: {reason}") from error
+        raise GroupError(f"cannot trace {type(model).__name__}: {told(error)}") from error
     if not groups.couplings:
         name, reason = next(iter(kept.items()), ("", "found no channel that can be removed"))
         raise GroupError(
@@ -98,10 +96,11 @@ def _trace(probe: nn.Module, inputs: Inputs) -> tuple[list[Traced], dict[str, in
         )
     names = {module: name for name, module in probe.named_modules()}
     removable = [found for found in graph.get_all_groups() if not _is_output(graph, found)]
-    couplings, kept = [], {}
+    couplings, kept, taken = [], {}, {key: set(range(size)) for key, size in _sizes(probe, units).items()}
     for found in removable:
         try:
             members = list(_members(graph, found, names))
+            _take(members, taken)
         except GroupError as reason:
             kept[names.get(found[0].dep.target.module, "a parameter")] = str(reason)
         else:
@@ -190,24 +189,43 @@ def _members(graph: "tp.DependencyGraph", found: "tp.Group", names: dict[nn.Modu
         yield name, not graph.is_out_channel_pruning_fn(item.dep.handler), item.idxs, item.root_idxs
 
 
+def _sizes(probe: nn.Module, units: dict[str, int]) -> dict[tuple[str, bool], int]:
+    """A layer, and whether its inputs: how many channels that is."""
+    sizes = {(name, False): size for name, size in units.items()}
+    for name, module in probe.named_modules():
+        if isinstance(module, RESIZED):
+            sizes[name, False] = width_of(module)
+        if isinstance(module, WEIGHTED) and getattr(module, "groups", 1) == 1:
+            sizes[name, True] = by_output(module, module.weight).shape[1]
+    return sizes
+
+
+def _take(members: list[Member], free: dict[tuple[str, bool], set[int]]) -> None:
+    """Takes a coupling's channels from those that are free, in place.
+
+    Raises:
+        GroupError: where they are not there, as behind a reshape that was not understood; then none is taken.
+    """
+    left: dict[tuple[str, bool], set[int]] = {}
+    for name, is_input, channels, _ in members:
+        mine = left.setdefault((name, is_input), set(free.get((name, is_input), ())))
+        if not mine.issuperset(channels) or len({*channels}) < len(channels):
+            raise GroupError(f"cannot tell which channels of {name} they are, behind a reshape or a concatenation")
+        mine.difference_update(channels)
+    free |= left
+
+
 def _number(probe: nn.Module, traced: list[Traced], units: dict[str, int], positions: dict[str, int], kept) -> Groups:
     """Number couplings and groups in the order of the network, and note the group of every channel."""
     order = {name: position for position, (name, _) in enumerate(probe.named_modules())}
     layers = {name: module for name, module in probe.named_modules() if isinstance(module, RESIZED)}
     gates = {id(module) for module in batch_norms(probe)}
-    tables = {(name, False): torch.full((size,), -1) for name, size in units.items()}
-    for name, module in layers.items():
-        tables[name, False] = torch.full((width_of(module),), -1)
-        if isinstance(module, WEIGHTED) and getattr(module, "groups", 1) == 1:
-            tables[name, True] = torch.full((by_output(module, module.weight).shape[1],), -1)
+    tables = {key: torch.full((size,), -1) for key, size in _sizes(probe, units).items()}
     couplings, start = [], 0
     for members, gated, bare in sorted(traced, key=lambda found: min(order[name] for name, *_ in found[0])):
         members.sort(key=lambda member: order[member[0]])
         for name, is_input, channels, roots in members:
-            table = tables[name, is_input]
-            if (table[channels] != -1).any():
-                raise GroupError(f"cannot trace {type(probe).__name__}: a channel of {name} is in two couplings")
-            table[channels] = torch.tensor(roots) + start
+            tables[name, is_input][channels] = torch.tensor(roots) + start
         own = list(dict.fromkeys(name for name, is_input, *_ in members if not is_input))
         norms = tuple(name for name in own if name in layers and id(layers[name]) in gates)
         size = 1 + max(max(roots) for *_, roots in members)
@@ -245,8 +263,12 @@ def silence(model: nn.Module, groups: Groups, removed: Tensor) -> None:
 
 
 @torch.no_grad()
-def _is_exact(groups: Groups, probe: nn.Module, inputs: Inputs) -> bool:
-    """Whether the network computes the same with half of its channels at zero and without them."""
+def _fault(groups: Groups, probe: nn.Module, inputs: Inputs) -> str:
+    """Why the network does not compute the same with half of its channels at zero and without them; "" if it does.
+
+    Raises:
+        GroupError: where it does not even compute the same twice.
+    """
     generator = torch.Generator().manual_seed(0)
     removed = torch.rand(len(groups), generator=generator) < 0.5
     removed[[coupling.start for coupling in groups.couplings]] = False
@@ -258,11 +280,26 @@ def _is_exact(groups: Groups, probe: nn.Module, inputs: Inputs) -> bool:
         random = x.is_floating_point()
         return torch.randn(2, *x.shape[1:], generator=generator).double() if random else torch.cat([x, x])
 
+    def outputs(network: nn.Module) -> list[Tensor]:
+        return [x for x in tree_leaves(call(network, examples)) if isinstance(x, Tensor)]
+
     examples, small = each(two, inputs), bare_copy(zeroed)
+    copy.copy(groups).cut(small, None, removed)
+    silence(zeroed, groups, removed)
+    expected = outputs(zeroed)
     try:
-        copy.copy(groups).cut(small, None, removed)
-        silence(zeroed, groups, removed)
-        pairs = zip(tree_leaves(call(zeroed, examples)), tree_leaves(call(small, examples)), strict=True)
-        return all((a - b).abs().max() <= 1e-6 * a.abs().max() for a, b in pairs if isinstance(a, Tensor))
-    except (RuntimeError, ValueError):  # shapes that no longer fit
-        return False
+        found = outputs(small)
+    except (RuntimeError, ValueError) as error:  # shapes that no longer fit
+        return f"without them a pass fails, {told(error)}{FIXED}"
+    if [x.shape for x in found] != [x.shape for x in expected]:
+        return f"without them the outputs have another shape{FIXED}"
+    if _alike(expected, found):
+        return ""
+    if not _alike(expected, outputs(zeroed)):
+        raise GroupError(f"cannot trace {type(probe).__name__}: {UNSTEADY}")
+    return "cutting them changes what the others compute"
+
+
+def _alike(ones: list[Tensor], others: list[Tensor]) -> bool:
+    pairs = zip(ones, others, strict=True)
+    return all((a - b).abs().max() <= 1e-6 * a.abs().max() for a, b in pairs)

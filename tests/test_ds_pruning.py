@@ -274,11 +274,11 @@ def test_a_new_method_needs_a_line_in_the_table_and_nothing_else(call, tmp_path,
 WRONG = [
     ("--sparsities 1", "SPARSITIES", "[0, 1)"),
     ("--sparsities -0.1", "SPARSITIES"),
-    ("--sparsities 0.99", "SPARSITIES: got 0.99", "without losing a whole layer"),
+    ("--sparsities 0.99", "target: got 0.99", "without losing a whole layer"),
     ("--settle 0.05 --warmup 0.3", "SETTLE", "after WARMUP"),
     ("--settle 1.5", "SETTLE", "(0, 1]"),
     ("--methods magic", "METHODS: got 'magic'", "ds-pruning"),
-    ("--epochs 1 --batch-size 1400", "EPOCHS", "too few"),
+    ("--epochs 1 --batch-size 1400", "epochs: 2 steps leave 1", "too few"),
 ]
 
 

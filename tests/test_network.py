@@ -22,6 +22,9 @@ def seven(classes):
 
 def silent(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, classes))
+
+def wrong(classes):
+    return nn.Linear(width, classes)
 """
 QUICK = "--epochs 2 --hold-out 1300"
 
@@ -102,11 +105,16 @@ def test_a_file_never_names_the_code_that_is_run(call, own, tmp_path):
         ("resnet19", "NETWORK: got 'resnet19', takes resnet18, resnet50, vgg16-bn, or module:function of your own"),
         (
             "my_networks:none",
-            "NETWORK: got 'my_networks:none', and there is no such function (module 'my_networks' has",
+            "NETWORK: got 'my_networks:none', which cannot be imported: AttributeError: module 'my_networks' has",
         ),
-        ("no_such:tiny", "NETWORK: got 'no_such:tiny', and there is no such function (No module named 'no_such')"),
+        ("no_such:tiny", "NETWORK: got 'no_such:tiny', which cannot be imported: ModuleNotFoundError: No module"),
         ("my_networks:seven", "NETWORK: my_networks:seven gives [1, 7] for one image and 10 classes"),
-        ("my_networks:silent", "NETWORK: my_networks:silent cannot be used: units cannot be counted in a network"),
+        ("my_networks:silent", "NETWORK: my_networks:silent cannot be used: ValueError: units cannot be counted in"),
+        (
+            "my_networks:wrong",
+            "NETWORK: my_networks:wrong cannot be used: NameError: name 'width' is not defined (my_networks.py, "
+            "line 17)",
+        ),
     ],
 )
 def test_a_network_that_cannot_be_used_is_told_before_anything_is_trained(call, own, name, message):

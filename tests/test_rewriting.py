@@ -75,3 +75,39 @@ def test_one_module_under_two_names_becomes_two():
     own_activations(model, torch.zeros(1, 1, 8, 8))
     assert model[1] is not model[3]
     assert len(find_groups(model, torch.zeros(1, 1, 8, 8))) == 8
+
+
+class Transformer(nn.Module):
+    """Functions that torch's own layer holds, and dropout that goes by the mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.layer(functional.relu(self.conv(x)).flatten(2).mT).mean(1)
+        return self.head(functional.dropout(x, 0.5, self.training))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_that_a_layer_holds_and_dropout_become_modules(training):
+    torch.manual_seed(0)
+    model, x = Transformer().train(training), torch.randn(2, 1, 8, 8)
+    before = copy.deepcopy(model)
+    UnitWatch(own_activations(model, x[:1]), x[:1]).close()
+    assert {module.training for module in model.modules()} == {training}
+    for mode in (True, False):
+        torch.manual_seed(1)
+        expected = before.train(mode)(x)
+        torch.manual_seed(1)
+        assert torch.equal(model.train(mode)(x), expected)
+    assert find_groups(model, x[:1]).layer_units == {"layer.activation": 16, "relu": 8}
+
+
+def test_dropout_in_evaluation_mode_is_told():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    model.register_forward_hook(lambda module, x, y: functional.dropout(y))
+    with pytest.raises(ValueError, match=r"two passes .* differ; functional.dropout .* training=self.training"):
+        own_activations(model, torch.randn(1, 1, 8, 8))

@@ -257,4 +257,4 @@ def test_a_target_that_leaves_less_than_a_weight_a_layer_is_listed(call):
         "Resnet18", "--study weight-sparsity --sparsities 0.9999 --epochs 1 --methods rigl saliency"
     )
     assert status == 2
-    assert error.count("SPARSITIES: got 0.9999") == 2
+    assert error.count("target: got 0.9999") == 2

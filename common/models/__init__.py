@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, told
 from common.models.activations import (
     ACTIVATION_TYPES,
     ACTIVATIONS,
@@ -63,7 +63,7 @@ def include(name: str) -> None:
     This runs the module. So only what a user asks for is included, never what a file names.
 
     Raises:
-        UserError: where there is no such function.
+        UserError: where it cannot be imported.
     """
     if name in NETWORKS or ":" not in name:
         return
@@ -72,8 +72,8 @@ def include(name: str) -> None:
         sys.path.append(here)
     try:
         NETWORKS[name] = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"NETWORK: got {name!r}, and there is no such function ({error})") from None
+    except Exception as error:  # whatever the module's own code may raise
+        raise UserError(f"NETWORK: got {name!r}, which cannot be imported: {told(error)}") from None
 
 
 def options_of(name: str) -> list[str]:

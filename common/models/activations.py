@@ -32,6 +32,10 @@ FUNCTIONS |= {functional.threshold, functional.rrelu, functional.softsign, funct
 FUNCTIONS |= {functional.hardshrink, functional.softshrink, functional.tanhshrink}
 FUNCTIONS |= {torch.relu, torch.relu_, torch.tanh, Tensor.relu, Tensor.relu_, Tensor.tanh, functional.tanh}
 
+UNSTEADY = (
+    "two passes in evaluation mode differ; functional.dropout drops there too, unless it is given "
+    "training=self.training"
+)
 Inputs = Tensor | tuple[Tensor, ...]  # of a network's forward pass
 
 

@@ -5,9 +5,10 @@ from itertools import count
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from common.models.activations import ACTIVATION_TYPES, FUNCTIONS, Inputs, call, watched
+from common.models.activations import ACTIVATION_TYPES, FUNCTIONS, UNSTEADY, Inputs, call, watched
 
 # The functions that have a module of the same arguments in the same order, by their names without "_".
 MODULES = {
@@ -22,6 +23,16 @@ MODULES = {
     "mish": nn.Mish,
     "hardswish": nn.Hardswish,
 }
+# These too become modules, as only a module goes by its mode.
+DROPOUTS = {
+    functional.dropout: nn.Dropout,
+    functional.dropout1d: nn.Dropout1d,
+    functional.dropout2d: nn.Dropout2d,
+    functional.dropout3d: nn.Dropout3d,
+    functional.alpha_dropout: nn.AlphaDropout,
+    functional.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}
+MODE = "self.training"
 
 
 class Shallow(fx.Tracer):
@@ -47,21 +58,25 @@ def own_activations(model: nn.Module, inputs: Inputs) -> nn.Module:
         ValueError: for a forward that torch.fx cannot follow, or that is another in training than in evaluation; the
             network is then as it was.
     """
-    tried = copy.deepcopy(model)
+    tried, why = copy.deepcopy(model), ""
     with torch.no_grad():
-        before = tree_leaves(call(tried.eval(), inputs))
+        before, again = (tree_leaves(call(tried.eval(), inputs)) for _ in range(2))
+        if not _equal(before, again):
+            raise ValueError(UNSTEADY)
         _rewrite(tried, inputs)
         try:
             after = tree_leaves(call(tried, inputs))
         except Exception as error:  # whatever was written wrongly: inputs that are left out, for instance
             after, why = [], f" ({error})"
-    if len(before) == len(after):
-        why = ""
-        same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if isinstance(a, Tensor))
-    if len(before) != len(after) or not same or watched(tried, inputs).shared:
+    if not _equal(before, after) or watched(tried, inputs).shared:
         raise ValueError(f"the activations of this network cannot be told apart{why}: write a module for each use")
     _rewrite(model, inputs)
     return model
+
+
+def _equal(ones: list, others: list) -> bool:
+    pairs = zip(ones, others, strict=False)
+    return len(ones) == len(others) and all(torch.equal(a, b) for a, b in pairs if isinstance(a, Tensor))
 
 
 def _rewrite(model: nn.Module, inputs: Inputs) -> None:
@@ -71,6 +86,11 @@ def _rewrite(model: nn.Module, inputs: Inputs) -> None:
         module = model.get_submodule(name)
         if first[id(module)] != name:  # the same object under another name
             _put(model, name, copy.deepcopy(module))
+    for module in model.modules():  # as those of torch's transformers
+        held = {key: function for key, value in vars(module).items() for function in FUNCTIONS if function is value}
+        for key, function in held.items():
+            if (kind := function.__name__.rstrip("_")) in MODULES:
+                setattr(module, key, MODULES[kind]().train(module.training))
     seen = watched(model, inputs)
     owners = [owner for function, owner in seen.functions if function.rstrip("_") in MODULES]
     owners += [owner for name in seen.shared for owner in seen.uses[name]]
@@ -103,7 +123,7 @@ def _rewrite_forward(owner: nn.Module, name: str) -> None:
             kind = node.target if node.op == "call_module" else _function(node)
             node.op, node.target = "call_module", _free_name(owner, kind.replace(".", "_"))
             node.args, node.kwargs = node.args[:1], {}
-            owner.add_module(node.target, module)
+            owner.add_module(node.target, module.train(training))
     graph.lint()
     kind, forward = type(owner), type(fx.GraphModule(owner, graph)).forward
     owner.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
@@ -111,10 +131,14 @@ def _rewrite_forward(owner: nn.Module, name: str) -> None:
 
 def _followed(owner: nn.Module, name: str) -> fx.Graph:
     try:
-        return Shallow().trace(owner)
+        graph = Shallow().trace(owner)
     except Exception as error:  # whatever the module's own code may raise when it is given no tensors
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"the forward of {_named(name)} cannot be followed by torch.fx: {reason}") from error
+    for node in graph.nodes:
+        if node.target in DROPOUTS and node.kwargs["training"] == owner.training:
+            node.update_kwarg("training", MODE)
+    return graph
 
 
 def _named(name: str) -> str:
@@ -131,7 +155,9 @@ def _function(node: fx.Node) -> str:
 
 
 def _module_of(node: fx.Node, name: str) -> nn.Module | None:
-    """The module that does what a node's function does, where it is an activation."""
+    """The module that does what a node's function does, where it is an activation, or dropout in training."""
+    if node.target in DROPOUTS and node.kwargs["training"] == MODE:
+        return DROPOUTS[node.target](node.kwargs["p"], node.kwargs["inplace"])
     target = getattr(Tensor, node.target, None) if node.op == "call_method" else node.target
     if target not in FUNCTIONS or _function(node) not in MODULES:
         return None

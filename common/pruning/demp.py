@@ -58,7 +58,7 @@ class DemonPruning(Callback):
 
     def prepare(self, training: Training):
         if not batch_norms(training.model):
-            raise UserError("METHODS: demp pulls on the scales of batch-norms, and this network has none")
+            raise UserError("method: demp pulls on the scales of batch-norms, and this network has none")
         self.generator = torch.Generator(training.device)
 
     def on_epoch_start(self, training: Training):

@@ -67,7 +67,7 @@ def feeders_of(model: nn.Module, groups: Groups) -> dict[str, nn.Module]:
     for coupling in groups.couplings:
         if coupling.gated and coupling.layers and not coupling.batch_norms and not coupling.bare:
             raise UserError(
-                f"METHODS: ds-pruning cannot judge the units of {coupling.layers[0]}, which neither a batch-norm with "
+                f"method: ds-pruning cannot judge the units of {coupling.layers[0]}, which neither a batch-norm with "
                 "a scale nor a convolution or linear layer feeds; take another method"
             )
     fed = {name for coupling in groups.couplings for name in (*coupling.batch_norms, *coupling.bare)}
@@ -168,8 +168,8 @@ class DSPruning(Callback):
         self.last_choice = self.last_step - press_steps - self.choose_steps
         if self.last_choice <= self.first_step:
             raise UserError(
-                f"EPOCHS: {steps} steps leave {self.last_step - self.first_step} from WARMUP to SETTLE, too few to "
-                "choose, press and cut in; raise EPOCHS or SETTLE, or lower WARMUP or BATCH_SIZE"
+                f"epochs: {steps} steps leave {self.last_step - self.first_step} from warmup to settle, too few to "
+                "choose, press and cut in; raise epochs or settle, or lower warmup or the batch size"
             )
         kinds = {type(module) for module in activation_layers(training.model).values()}
         self.lets_through = not kinds <= {nn.ReLU, nn.ReLU6}  # what is below 0, so that a dead unit may have an output

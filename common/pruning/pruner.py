@@ -7,10 +7,8 @@
 The optimiser's own hooks tell of every step, so the loop calls nothing; docs/your-own-network.md says more.
 """
 
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from itertools import islice
 from types import SimpleNamespace
@@ -19,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.groups import Groups
 from common.machine import environment
 from common.models import Inputs, each
 from common.pruning import METHODS, Method, ds_pruning, scores
@@ -110,14 +107,20 @@ class Pruner:
                 f"batches: {self.method.label} looks at images; give it your loader, of two batches or more"
             )
         self.callbacks = self.method.callbacks(self.task)
-        with own_words(run.groups):
-            self.call("prepare")
+        self.prepare()
         run.watch = UnitWatch(model, each(lambda x: x.to(device), example), passes)
         self.begin(state)
         self.hooks = [
             optimizer.register_step_pre_hook(self.before_step),
             optimizer.register_step_post_hook(self.after_step),
         ]
+
+    def prepare(self) -> None:
+        try:
+            self.call("prepare")
+        except UserError as error:
+            kept = ", ".join(self.kept)
+            raise type(error)(f"{error}; whole stay {kept}" if kept else str(error)) from None
 
     def begin(self, state: dict | None) -> None:
         self.expected: list[float] | None = None  # what the weights sum up to, of a network that goes on
@@ -232,18 +235,6 @@ class Pruner:
             callback.restore(run, own)
         run.watch.follow(run.groups)
         run.watch.go_on(state["watch"])
-
-
-@contextmanager
-def own_words(groups: Groups) -> Iterator[None]:
-    """What methods say of the scripts' constants, in the words of `Pruner`."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error).replace("SPARSITIES:", "target:").replace("METHODS:", "method:")
-        text = re.sub(r"\b(EPOCHS|SETTLE|WARMUP|BATCH_SIZE)\b", lambda found: found[0].lower(), text)
-        whole = f"; whole stay {', '.join(groups.kept)}" if groups.kept else ""
-        raise type(error)(text + whole) from None
 
 
 def method_of(given: str | Method | Callable, batches: bool) -> Method:

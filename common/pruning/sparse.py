@@ -72,7 +72,7 @@ def erdos_renyi_kernel(shapes: list[torch.Size], count: int) -> list[int]:
     for i in by_rest[: count - sum(counts)]:
         counts[i] += 1
     if min(counts) == 0:
-        raise Unreachable(f"SPARSITIES: the target leaves {count} weights, too few for {len(shapes)} layers")
+        raise Unreachable(f"target: it leaves {count} weights, too few for {len(shapes)} layers")
     return counts
 
 
@@ -177,12 +177,12 @@ class Masked(Callback):
         count = kept(self.task.target, sum(weight.numel() for weight in self.weights))
         if count < len(self.weights):
             raise Unreachable(
-                f"SPARSITIES: got {self.task.target:g}, which leaves {count} weights for {len(self.weights)} layers"
+                f"target: got {self.task.target:g}, which leaves {count} weights for {len(self.weights)} layers"
             )
         if self.first is most_salient:
             check_scoring(self.task)
         if self.update and training.total_steps < 2:
-            raise UserError("EPOCHS: one step is too short for masks that change; raise EPOCHS or lower BATCH_SIZE")
+            raise UserError("epochs: one step is too short for masks that change; raise epochs or lower the batch size")
         self.last = min(max(1, round(UPDATE_UNTIL * training.total_steps)), training.total_steps - 1)
         self.interval = max(1, min(UPDATE_STEPS, self.last // 10))  # a short run has ten updates
 

@@ -110,7 +110,7 @@ class Task:
         most = self.most(groups, 0.0)
         if self.target > most:
             raise Unreachable(
-                f"SPARSITIES: got {self.target:g}, but this network cannot lose more than {most:.4f} of its "
+                f"target: got {self.target:g}, but this network cannot lose more than {most:.4f} of its "
                 f"{MEASURES[self.measure].what} without losing a whole layer"
             )
 

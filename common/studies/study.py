@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock
 
 from common import data, models, names, units
-from common.errors import RunFailed, UserError
+from common.errors import RunFailed, UserError, told
 from common.files import UNFINISHED, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
@@ -69,7 +69,7 @@ def check_network(settings: SimpleNamespace, network: dict, dataset: data.Datase
         with torch.no_grad():
             shape = tuple(model.eval()(dataset.example.cpu()).shape)
     except Exception as error:  # whatever code of one's own may raise
-        raise UserError(f"NETWORK: {name} cannot be used: {' '.join(str(error).split())}") from error
+        raise UserError(f"NETWORK: {name} cannot be used: {told(error)}") from error
     if shape != (1, network["classes"]):
         raise UserError(f"NETWORK: {name} gives {list(shape)} for one image and {network['classes']} classes")
 
