@@ -62,9 +62,9 @@ def masked_flops(flops: dict[str, int], densities: dict[str, float]) -> int:
 
 def layer_flops(model: nn.Module, image: Tensor) -> dict[str, int]:
     """FLOPs of one forward pass per example, for each module that has any; under "", those of the whole network."""
-    shadow = bare_copy(model).to("meta").eval()  # shapes are all that counts: nothing is computed
+    shadow = bare_copy(model).cpu().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        call(shadow, each(lambda x: x.to("meta"), image))
+        call(shadow, each(lambda x: x.cpu(), image))
     root = type(model).__name__  # the counter's name for the network, and the first part of every layer's
     counts = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
     return {name.removeprefix(root).removeprefix("."): count for name, count in counts.items() if name != "Global"}

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,17 @@ def script_module(name: str):
 
 @pytest.fixture
 def call(tmp_path, capsys, monkeypatch):
-    """call("Resnet18", "--epochs 2 ...") -> (exit status, output, error lines), on the digits unless told otherwise."""
+    """call("Resnet18", "--epochs 2 ...") -> (exit status, output, error lines), on the digits unless told otherwise.
+
+    Figures are drawn coarsely and the speed of inference is measured once: half the time of a short study.
+    """
     from common.machine import process
+    from common.reports import canvas
+    from common.studies import sparsity
+
+    for name, value in {"savefig.dpi": 30, "figure.constrained_layout.use": False}.items():
+        monkeypatch.setitem(canvas.STYLE, name, value)
+    monkeypatch.setattr(sparsity, "inference_speedup", partial(sparsity.inference_speedup, rounds=1))
 
     def run(script: str, flags: str = "", **places) -> tuple[int, str, str]:
         images = {} if script == "Imagenet" else {"dataset": "digits"}

@@ -3,7 +3,6 @@ one, whose kernels are the CPU's, so that both end with the same bits."""
 
 import json
 from contextlib import ExitStack
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch.nn import functional
 from common import data, export, files, pruning, saved, settings
 from common.machine import devices
 from common.models import build
+from common.pruning import scores
 from common.pruning.ds_pruning import Constants, DSPruning
 from common.pruning.task import Task
 from common.studies import sparsity, study
@@ -23,7 +23,8 @@ from tests.pretend import counting
 from tests.test_settings import assert_refused
 
 SHORT = "--precision fp32 --epochs 3 --hold-out 900"
-FEW = f"{SHORT} --batch-size 64 --width 4"  # steps and channels, where many methods are run
+SOME = f"{SHORT} --batch-size 96"
+FEW = f"{SHORT} --batch-size 128 --width 4"  # steps and channels, where many methods are run
 NEURON = f"{FEW} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
     method for method in pruning.METHODS if pruning.METHODS[method].structured
 )
@@ -38,15 +39,15 @@ STUDIES = {  # script and flags
     "weight-sparsity": ("Resnet18", WEIGHT),
     "flops-sparsity": (
         "Resnet18",
-        f"{SHORT} --study flops-sparsity --sparsities 0.75 --methods dense ds-pruning random",
+        f"{SOME} --study flops-sparsity --sparsities 0.75 --methods dense ds-pruning random",
     ),
     "accumulation": ("Resnet18", "--precision fp32 --epochs 2 --learning-rates 0.05 --regularization 0 0.01"),
     "gpu protocol": ("Resnet18", f"{LIKE_THE_GPU} --learning-rates 0.05"),
     "batch-size": ("Resnet18", f"{SHORT} --study batch-size --batch-sizes 32 64"),
-    "learning-rate": ("Resnet18", f"{SHORT} --study learning-rate --learning-rates 0.01 0.1"),
-    "regularization": ("Resnet18", f"{SHORT} --study regularization --regularizations 0 0.03"),
+    "learning-rate": ("Resnet18", f"{SOME} --study learning-rate --learning-rates 0.01 0.1"),
+    "regularization": ("Resnet18", f"{SOME} --study regularization --regularizations 0 0.03"),
     "Leaky ReLU": ("LeakyReLU", "--precision fp32 --epochs 2 --learning-rates 0.05"),
-    "Leaky ReLU, pruned": ("LeakyReLU", f"{SHORT} --study neuron-sparsity --sparsities 0.6 --methods dense ds-pruning"),
+    "Leaky ReLU, pruned": ("LeakyReLU", f"{SOME} --study neuron-sparsity --sparsities 0.6 --methods dense ds-pruning"),
     "Swish": ("Swish", "--precision fp32 --epochs 2 --learning-rates 0.05"),
     "SGD": ("SGD", "--precision fp32 --epochs 2"),
     "SGD with noise": ("SGD_noise", "--precision fp32 --epochs 2"),
@@ -57,10 +58,10 @@ MEASURED = {"device", "seconds", "training_speedup", "inference_speedup"}  # the
 
 
 @pytest.fixture
-def accelerator(request, monkeypatch) -> str:
+def accelerator(call, request, monkeypatch) -> str:
     """The device, as DEVICE takes it. It pads as a CPU does, as other widths would round otherwise."""
     monkeypatch.setattr(devices, "ELSEWHERE", devices.ON_CPU)
-    monkeypatch.setattr(sparsity, "inference_speedup", partial(sparsity.inference_speedup, rounds=1))
+    monkeypatch.setattr(scores, "SCORING_BATCHES", 2)
     if torch.accelerator.is_available():
         return torch.accelerator.current_accelerator().type
     return request.getfixturevalue("pretended").type
