@@ -13,6 +13,7 @@ plots/ablation.csv (ablation-weight.csv, ablation-flops.csv) has stays; the figu
 import itertools
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,16 +178,19 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
     for part in dict.fromkeys(row["part"] for row in rows):
         lines += [(part,), *dict.fromkeys((part, row["variant"]) for row in rows if row["part"] == part)]
     targets = sorted({row["target"] for row in rows})
-    counts, limits = set(), []
+    limits = []
     size = (4.4 + 2.6 * len(targets), 0.9 + 0.2 * len(lines))
-    with canvas.canvas(1, len(targets), size, sharey=True) as (figure, panels):
+    counts = Counter((row["part"], row["variant"], row["target"]) for row in rows).values()
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    at = f"{100 * targets[0]:g} % {measure} sparsity" if not targets[1:] else f"equal {measure} sparsity"
+    title = f"Variants tried at {at}, {dataset}, seeds each: {seeds}"
+    with canvas.canvas(path, title, (1, len(targets)), size, sharey=True) as panels:
         for target, axes in zip(targets, panels[0], strict=True):
             values = {line: [] for line in lines}
             for row in rows:
                 if row["target"] == target:
                     values[row["part"], row["variant"]].append(100 * row["held_out_accuracy"])
             own = [value for line, found in values.items() if line[0] == "as it is" for value in found]
-            counts |= {len(found) for found in values.values() if found}
             draw_target(axes, values, own)
             limits.append(axes.get_xlim())
             axes.set(title=f"{100 * target:g} %" if targets[1:] else None, xlabel="Held-out accuracy (%)")
@@ -198,11 +202,6 @@ def draw(rows: list[dict], path: Path, measure: str, dataset: str) -> None:
         )
         for label, line in zip(panels[0][0].get_yticklabels(), lines, strict=True):
             label.set_fontweight("bold" if len(line) == 1 else "normal")
-        seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-        at = f"{100 * targets[0]:g} % {measure} sparsity" if not targets[1:] else f"equal {measure} sparsity"
-        title = f"Variants tried at {at}, {dataset}, seeds each: {seeds}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        canvas.save(figure, path)
 
 
 def draw_target(axes, values: dict[tuple, list[float]], own: list[float]) -> None:

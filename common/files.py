@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import json
 import os
 import zipfile
 from contextlib import suppress
@@ -97,6 +98,20 @@ def read_csv(path: Path) -> list[dict]:
 
     with open(path, newline="", encoding="utf-8") as file:
         return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def origin(table: Path) -> dict:
+    """What the .json beside a study's table says: `command`, `versions`, and `settings`, which its rows have in common.
+
+    Raises:
+        UserError: where it cannot be read.
+    """
+    path = table.with_suffix(".json")
+    try:
+        made = json.loads(path.read_text(encoding="utf-8"))
+        return {**made, "settings": dict(made["settings"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} does not say what the rows of {table.name} have in common ({error})") from None
 
 
 def read_tensors(path: Path | str):

@@ -12,6 +12,11 @@ NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg16-bn": "VGG-1
 STEMS = ("cifar", "imagenet")  # 3x3 convolution; 7x7 convolution of stride 2 and a max pool of stride 2
 
 
+# What tells the runs of a sweep apart, beside what is swept; footing: at equal `epochs` or at equal `steps`.
+OF_SWEEPS = ("footing", "batch_size", "learning_rate", "regularization", "seed")
+SWEPT_TABLES = ("", "-layers", "-returns")  # how the names of a sweep's tables end
+
+
 class Sweep(NamedTuple):
     """A study in which one quantity takes several values.
 
@@ -24,6 +29,11 @@ class Sweep(NamedTuple):
     axis: str
     short: str
     scale: str = "linear"  # linear, log2 or log10
+
+    @property
+    def identity(self) -> list[str]:
+        """The columns that tell the runs of its table apart."""
+        return list(dict.fromkeys([*OF_SWEEPS, self.column]))
 
 
 SWEEPS = {
@@ -40,6 +50,12 @@ MEASURES = {**SPARSITY, "imagenet": "weight"}
 def condition(learning_rate: float, regularization: float, sign: str = " lambda") -> str:
     """What tells lines of a figure apart, and runs of an accumulation study."""
     return f"lr {learning_rate:g}" + (f"{sign} {regularization:g}" if regularization else "")
+
+
+def short(value: float) -> str:
+    """A number as it is read best: 0.01, but 9e-4."""
+    mantissa, exponent = f"{value:e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}" if 0 < value < 0.001 else f"{value:g}"
 
 
 ACTIVATION_LABELS = {"relu": "ReLU", "leaky-relu": "Leaky ReLU", "swish": "Swish"}

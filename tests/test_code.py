@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from common import files
@@ -89,9 +90,11 @@ def test_a_figure_of_several_scripts_is_labelled_by_what_was_done_in_them():
     from common.reports.accumulation import COMPARISONS, labels_of
 
     _, _, activation = COMPARISONS["activations"]
-    tables = {"Resnet18": [{"activation": "swish"}], "LeakyReLU": [{"activation": "leaky-relu"}]}
+    kinds = {"Resnet18": "swish", "LeakyReLU": "leaky-relu", "Swish": "swish"}
+    tables = {script: pd.DataFrame({"activation": [kind]}) for script, kind in kinds.items()}
+    last = tables.pop("Swish")
     assert labels_of(tables, activation) == {"Resnet18": "Swish", "LeakyReLU": "Leaky ReLU"}
-    tables["Swish"] = [{"activation": "swish"}]
+    tables["Swish"] = last
     assert labels_of(tables, activation)["Resnet18"] == "Swish (Resnet18.py)"
     _, _, noise = COMPARISONS["gradient-noise"]
     assert [noise({"noise_std": value}) for value in (0.0, 0.5)] == ["SGD", "noise 0.5"]

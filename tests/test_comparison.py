@@ -1,6 +1,7 @@
 """The table that compares methods."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -8,11 +9,11 @@ from common.reports.comparison import claim, comparison, holm, markdown
 
 
 def rows_of(**methods):
-    return [
+    return pd.DataFrame(
         {"method": name.replace("_", "-"), "target": 0.8, "seed": seed, "test_accuracy": accuracy}
         for name, accuracies in methods.items()
         for seed, accuracy in enumerate(accuracies)
-    ]
+    )
 
 
 def test_ranks_means_and_paired_intervals_are_those_of_the_textbook():

@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -187,7 +188,7 @@ LOW, HIGH = [0.60, 0.621, 0.611], [0.80, 0.821, 0.811]
 def test_at_a_target_stands_the_strength_whose_sparsity_is_nearest():
     far = rows_of("demp", HIGH, 0.5, None, 0.01)
     near = rows_of("demp", LOW, 0.78, None, 0.03)
-    (_, row) = comparison(OURS + far + near)
+    (_, row) = comparison(pd.DataFrame(OURS + far + near))
     assert (row["method"], row["sparsity"]) == ("demp", pytest.approx(0.78))
     assert row["mean"] == pytest.approx(np.mean(LOW))
     assert "Demon Pruning (at 78.0 %)" in markdown([row])
@@ -204,5 +205,5 @@ def test_at_a_target_stands_the_strength_whose_sparsity_is_nearest():
     ],
 )
 def test_where_it_kept_more_or_less_than_the_target_only_what_follows_is_told(accuracies, sparsity, verdict):
-    table = comparison(OURS + rows_of("demp", accuracies, sparsity, None, 0.03))
+    table = comparison(pd.DataFrame(OURS + rows_of("demp", accuracies, sparsity, None, 0.03)))
     assert {row["method"]: row["verdict"] for row in table}["demp"] == verdict

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from common.reports import results
+from common.reports import results, tables
 
 
 @pytest.mark.parametrize("name", results.PAGES)
@@ -27,9 +27,9 @@ def test_a_cell_is_the_mean_and_the_deviation_over_seeds():
     assert cells.loc["a", "50 %"] == "82.0 ± 2.8"
     assert cells.loc["b"].tolist() == ["b", "90.0", "25.0"]
     assert pd.isna(cells.loc["a", "90 %"])
-    assert "| a" in results.markdown(cells)
+    assert "| a | 82.0 ± 2.8 | - |" in tables.markdown(cells)
 
 
 def test_a_table_without_a_result_leaves_a_dash_and_no_nan(tmp_path):
     table = pd.DataFrame({"method": ["a", "b"], "80 %": ["1.0", None]})
-    assert "nan" not in results.markdown(table).lower()
+    assert "nan" not in tables.markdown(table).lower()

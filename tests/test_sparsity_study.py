@@ -5,7 +5,7 @@ from filelock import FileLock
 from matplotlib.text import Text
 
 from common.files import read_csv
-from common.reports import figures
+from common.reports import canvas, figures
 from common.studies import sparsity
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
@@ -88,7 +88,7 @@ def test_the_course_of_a_run_shows_all_that_was_decided_and_what_came_back(tmp_p
     ]
     course = {"log": log, "steps": 100, "revived": [0, 0, 3, 0, 1], "couplings": ["stem"], "widths": [3]}
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: drawn.append(figure))
     figures.course_figure({"80%": {**course, "dense_widths": [8]}}, tmp_path / "course.png", "x")
     texts = {text.get_text() for text in drawn[0].findobj(Text)}
     assert {"planned", "measured", "chosen", "cut", "dead by themselves", "units revived", "stem"} <= texts

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from matplotlib.text import Text
@@ -206,10 +207,10 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
         if (seed, rate) != (2, 0.1)
     ]
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(canvas, "save", lambda figure, path: drawn.append(figure))
     published, missed = paper.DEAD["learning-rate"], [f"learning-rate {rate} seed 2" for rate in range(20)]
     swept, path = names.SWEEPS["learning-rate"], tmp_path / "figure.png"
-    figures.sweep_figure({"epochs": {"λ 0.01": rows}}, swept, path, "x", published, missed)
+    figures.sweep_figure({"epochs": {"λ 0.01": pd.DataFrame(rows)}}, swept, path, "x", published, missed)
     drawn[0].draw_without_rendering()
     assert max(text.get_window_extent().x1 for text in drawn[0].findobj(Text)) <= drawn[0].bbox.x1
     texts = " ".join(text.get_text().replace("\n", " ") for text in drawn[0].findobj(Text))
@@ -223,7 +224,7 @@ def test_a_sweeps_figure_says_how_many_seeds_it_shows_what_is_the_papers_and_wha
     ):
         assert words in texts
     one = [row for row in rows if row["seed"] == 0]
-    figures.sweep_figure({"epochs": {"": one}}, swept, path, "x", {}, [])
+    figures.sweep_figure({"epochs": {"": pd.DataFrame(one)}}, swept, path, "x", {}, [])
     texts = " ".join(text.get_text() for text in drawn[1].findobj(Text))
     assert "one seed" in texts
     assert "paper" not in texts

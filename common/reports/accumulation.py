@@ -1,58 +1,48 @@
 """Figures and the printed table of the accumulation study, and those that compare several scripts."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import pandas as pd
 
-from common import units
-from common.files import read_csv, write_csv
+from common.errors import UserError
+from common.files import origin, write_csv
 from common.names import ACTIVATION_LABELS, condition
-from common.reports import canvas, curves, death, figures, paper
+from common.reports import canvas, curves, death, figures, paper, tables
+from common.reports.curves import Lines
+
+LINE = ["learning_rate", "regularization"]  # what tells the lines of a figure apart
 
 
-def grouped(rows: list[dict], key) -> dict[str, list[dict]]:
-    groups: dict[str, list[dict]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
+def by_line(rows: pd.DataFrame) -> Lines:
+    """What a line stands for -> its rows, both in their order."""
+    return {condition(*key, ", λ"): own for key, own in rows.groupby(LINE, sort=False)}
 
 
-def line_name(row: dict) -> str:
-    return condition(row["learning_rate"], row["regularization"], ", λ")
-
-
-def draw(settings: SimpleNamespace, rows: list[dict], finals: list[dict], folder: Path) -> list[Path]:
+def draw(settings: SimpleNamespace, rows: pd.DataFrame, finals: list[dict], folder: Path) -> list[Path]:
     """accumulation.png, accumulation-layers.png and, where units died, accumulation-returns.png; their paths."""
-    what = canvas.what(settings)
     by_epoch, layers = draw_epochs(settings, rows, folder), folder / "accumulation-layers.png"
     if not finals:  # of a table to which nothing was added, and whose runs are elsewhere
         return [by_epoch]
-    by_line: dict[str, list] = {}
+    shares = []
     for final in finals:
-        counts = units.history(final["counts"])
-        dead = [units.by_layer(epoch.dead.double(), final["counts"]["layers"]) for epoch in counts]
-        by_line.setdefault(line_name(final["config"]), []).append([list(epoch.values()) for epoch in dead])
-    names = list(finals[0]["counts"]["layers"])
-    means = {name: np.mean(runs, axis=0) for name, runs in by_line.items()}
-    curves.layers_figure(means, names, layers, f"{what}: share of units dead over the whole epoch")
+        label = condition(*(final["config"][name] for name in LINE), ", λ")
+        shares += death.layer_rows({"label": label}, final["counts"])
+    title = f"{canvas.what(settings)}: share of units dead over the whole epoch"
+    curves.layers_figure(pd.DataFrame(shares), list(finals[0]["counts"]["layers"]), layers, title)
     return [by_epoch, layers, *draw_units(settings, finals, folder)]
 
 
-def draw_epochs(settings: SimpleNamespace, rows: list[dict], folder: Path) -> Path:
+def draw_epochs(settings: SimpleNamespace, rows: pd.DataFrame, folder: Path) -> Path:
     path, shares = folder / "accumulation.png", published((settings.dataset, settings.network), rows)
     beside = {"": {"paper": shares}} if shares else {}
-    curves.epochs_figure({"": grouped(rows, line_name)}, path, canvas.what(settings), beside)
+    curves.epochs_figure({"": by_line(rows)}, path, canvas.what(settings), beside)
     return path
 
 
-RUN = ["learning_rate", "regularization", "seed"]
-
-
-def draw_returns(settings: SimpleNamespace, returns: list[dict], table: Path) -> list[Path]:
+def draw_returns(settings: SimpleNamespace, table: Path) -> list[Path]:
     path = table.with_suffix(".png")
-    figures.returns_figure(returns, path, canvas.what(settings), getattr(settings, "patience", None))
+    figures.returns_figure(tables.read(table), path, canvas.what(settings), getattr(settings, "patience", None))
     return [path]
 
 
@@ -61,7 +51,7 @@ def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path) -> l
     returns."""
     rates, returns = [], []
     for final in finals:
-        run = {name: final["config"][name] for name in RUN}
+        run = {name: final["config"][name] for name in (*LINE, "seed")}
         rates += death.fire_rate_rows(run, final["counts"], final["model"])
         returns += death.return_rows(run, final["counts"])
     write_csv(folder / "accumulation-fire-rates.csv", list(rates[0]), rates)
@@ -71,30 +61,28 @@ def draw_units(settings: SimpleNamespace, finals: list[dict], folder: Path) -> l
             old.unlink(missing_ok=True)
         return []
     write_csv(table, list(returns[0]), returns)
-    return draw_returns(settings, returns, table)
+    return draw_returns(settings, table)
 
 
-def shared_conditions(tables: dict[str, list[dict]]) -> dict[tuple[float, float], dict[str, list[dict]]]:
-    """(learning rate, regularization) -> label -> its rows, where at least two of the labelled tables have it."""
-    found: dict[tuple[float, float], dict[str, list[dict]]] = {}
-    for name, rows in tables.items():
-        for row in rows:
-            found.setdefault((row["learning_rate"], row["regularization"]), {}).setdefault(name, []).append(row)
-    order = sorted(found, key=lambda key: key[::-1])
-    return {key: found[key] for key in order if len(found[key]) > 1}
+def shared_conditions(found: dict[str, pd.DataFrame]) -> dict[str, Lines]:
+    """What a line stands for -> label -> its rows, where at least two of the labelled tables have it."""
+    lines = {name: dict(list(rows.groupby(LINE[::-1]))) for name, rows in found.items() if len(rows)}
+    keys = sorted(set().union(*lines.values()))
+    shared = {condition(*key[::-1], ", λ"): {n: own[key] for n, own in lines.items() if key in own} for key in keys}
+    return {name: own for name, own in shared.items() if len(own) > 1}
 
 
 def draw_fire_rates(settings: SimpleNamespace, folders: dict[str, tuple[str, Path]]) -> list[Path]:
     """fire-rates.png and, where units died, batch-norms.png for several scripts, where two of them were run; their
     paths. folders: label -> script, and where its results are."""
-    tables = {}
+    found = {}
     for name, (script, folder) in folders.items():
         table = folder / "accumulation-fire-rates.csv"
-        tables[name] = read_csv(table) if table.exists() else []
-        if tables[name] and not set(death.UNIT) <= tables[name][0].keys():  # left by an earlier version
+        found[name] = tables.read(table)
+        if len(found[name]) and not set(death.UNIT) <= set(found[name]):  # left by an earlier version
             print(f"not drawn: {table} has no {', '.join(death.UNIT)}; run {script}.py again")
-            tables[name] = []
-    named = {condition(*key, ", λ"): lines for key, lines in shared_conditions(tables).items()}
+            found[name] = found[name][:0]
+    named = shared_conditions(found)
     if not named:
         return []
     what = f"last epoch of training on {canvas.dataset_name(settings.dataset)}"
@@ -104,7 +92,7 @@ def draw_fire_rates(settings: SimpleNamespace, folders: dict[str, tuple[str, Pat
         f"{name}, {key}": rows
         for key, lines in named.items()
         for name, rows in lines.items()
-        if any(row["fire_rate"] == 0 for row in rows) and all(row["shift"] is not None for row in rows)
+        if (rows["fire_rate"] == 0).any() and rows["shift"].notna().all()
     }
     path = settings.output_dir / "batch-norms.png"
     path.unlink(missing_ok=True)  # of an earlier command
@@ -114,14 +102,14 @@ def draw_fire_rates(settings: SimpleNamespace, folders: dict[str, tuple[str, Pat
     return drawn
 
 
-def published(setup: tuple[str, str], rows: list[dict]) -> list[float]:
+def published(setup: tuple[str, str], rows: pd.DataFrame) -> list[float]:
     """The paper's shares of dying units for what was done in these rows, in per cent, from the least up."""
-    done = {(row["activation"], row["noise_std"], row["learning_rate"]) for row in rows if not row["regularization"]}
-    found = {paper.dying_share(setup, *one) for one in done}
+    done = rows.loc[rows["regularization"] == 0, ["activation", "noise_std", "learning_rate"]].drop_duplicates()
+    found = {paper.dying_share(setup, *one) for one in done.itertuples(index=False)}
     return sorted(found - {None})
 
 
-def published_beside(setup: tuple[str, str], lines: dict[str, list[dict]]) -> dict[str, list[float]]:
+def published_beside(setup: tuple[str, str], lines: Lines) -> dict[str, list[float]]:
     """Label -> the paper's shares, one label for lines for which it reports the same."""
     found: dict[tuple, list[str]] = {}
     for name, rows in lines.items():
@@ -145,30 +133,28 @@ COMPARISONS = {  # figure -> its title, the scripts, and what a script's rows ar
 }
 
 
-def labels_of(tables: dict[str, list[dict]], label) -> dict[str, str]:
+def labels_of(found: dict[str, pd.DataFrame], label) -> dict[str, str]:
     """Script -> what its rows are called, with the script where two would be called the same."""
-    found = {script: label(rows[0]) for script, rows in tables.items()}
-    twice = {name for name in found.values() if list(found.values()).count(name) > 1}
-    return {script: f"{name} ({script}.py)" if name in twice else name for script, name in found.items()}
+    names = pd.Series({script: label(rows.iloc[0]) for script, rows in found.items()})
+    return dict(names.where(~names.duplicated(keep=False), [f"{name} ({script}.py)" for script, name in names.items()]))
 
 
 # What may differ between the runs of scripts that are drawn together.
 COMPARED = {"activation", "gradient_clip", "noise_std"}
 
 
-def results_of(output_dir: Path, script: str) -> tuple[dict, list[dict]] | None:
+def results_of(output_dir: Path, script: str) -> tuple[dict, pd.DataFrame] | None:
     """What a script's runs had in common and the rows it left, or None where it left none."""
-    folder = output_dir / script
+    table = output_dir / script / "accumulation.csv"
     try:
-        made = json.loads((folder / "accumulation.json").read_text(encoding="utf-8"))["settings"]
-        rows = read_csv(folder / "accumulation.csv")
-    except (OSError, ValueError, KeyError):
+        made, rows = origin(table)["settings"], tables.read(table)
+    except (UserError, ValueError):
         return None
     made["network"].pop("activation", None)
     return {key: value for key, value in made.items() if key not in COMPARED}, rows
 
 
-def made_alike(settings: SimpleNamespace, scripts: tuple[str, ...]) -> dict[str, tuple[Path, list[dict]]]:
+def made_alike(settings: SimpleNamespace, scripts: tuple[str, ...]) -> dict[str, tuple[Path, pd.DataFrame]]:
     """Script -> the folder with its results and their rows, of those that were made as this script's were: in the same
     folder, or in one beside it (`studies.study.place_of`)."""
     own, found = results_of(settings.output_dir, settings.script)[0], {}
@@ -195,36 +181,29 @@ def compare(settings: SimpleNamespace) -> list[Path]:
         columns = shared_conditions({labels[script]: rows for script, (_, rows) in found.items()})
         if columns:
             drawn.append(settings.output_dir / f"{name}.png")
-            named = {condition(*key, ", λ"): lines for key, lines in columns.items()}
-            beside = {
-                key: published_beside((settings.dataset, settings.network), lines) for key, lines in named.items()
-            }
-            curves.epochs_figure(named, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
+            setup = settings.dataset, settings.network
+            beside = {key: published_beside(setup, lines) for key, lines in columns.items()}
+            curves.epochs_figure(columns, drawn[-1], f"{title} on {canvas.dataset_name(settings.dataset)}", beside)
         if name == "activations":
             folders = {labels[script]: (script, folder) for script, (folder, _) in found.items()}
             drawn += draw_fire_rates(settings, folders)
     return drawn
 
 
-def summary(rows: list[dict]) -> str:
+def summary(rows: pd.DataFrame) -> str:
     """The table at the end of a script: the last epoch of every run."""
-    lines = []
-    for run in grouped(rows, lambda row: f"{line_name(row)} seed {row['seed']}").values():
-        last, dying = run[-1], [row["dying_units"] for row in run if row["dying_units"] is not None]
-        lines.append(
-            [
-                f"{last['learning_rate']:g}",
-                f"{last['regularization']:g}",
-                last["seed"],
-                last["epoch"],
-                last["units"],
-                last["dead_units"],
-                last["nearly_dead_units"],
-                f"{np.mean(dying):.0f}" if dying else "-",
-                f"{100 * last['train_accuracy']:.2f}",
-                f"{100 * last['test_accuracy']:.2f}",
-                f"{sum(row['seconds'] for row in run):.0f}",
-            ]
-        )
-    header = "lr lambda seed epochs units dead nearly-dead dying/epoch train-% test-% seconds"
-    return canvas.table(header.split(), lines)
+    runs = rows.groupby([*LINE, "seed"], sort=False)
+    last = runs.tail(1).assign(dying=runs["dying_units"].mean().to_numpy(), all=runs["seconds"].sum().to_numpy())
+    cells = {"lr": last["learning_rate"].map("{:g}".format), "lambda": last["regularization"].map("{:g}".format)}
+    counts = {"epochs": "epoch", "units": "units", "dead": "dead_units", "nearly-dead": "nearly_dead_units"}
+    rest = {"dying/epoch": ("dying", 1, 0), "train-%": ("train_accuracy", 100, 2), "test-%": ("test_accuracy", 100, 2)}
+    cells |= {"seed": last["seed"]} | {header: last[name] for header, name in counts.items()}
+    return tables.text(pd.DataFrame({**cells, **tables.columns(last, {**rest, "seconds": ("all", 1, 0)})}))
+
+
+def present(settings: SimpleNamespace, table: Path, finals: list[dict]) -> None:
+    """Draws and prints what follows from the table; finals: of its runs, those that are there."""
+    rows = tables.read(table)
+    paths = [*draw(settings, rows, finals, table.parent), *compare(settings)]
+    print(f"\n{summary(rows)}\n\ntable: {table}")
+    canvas.tell(paths)

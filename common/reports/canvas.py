@@ -1,16 +1,13 @@
-"""What all figures share: a canvas, colours, labels beside lines; and tables as text.
+"""What all figures share: a canvas, colours, labels beside lines.
 
 Figures are made without pyplot, which would look for a screen; and what draws imports matplotlib itself, as every
 study imports this module before it trains.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from common import names
 from common.files import write
@@ -32,22 +29,38 @@ STYLE = {
     "figure.constrained_layout.use": True,
 }
 
-Rows = list[dict]
-Series = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+def style(index: int) -> dict:
+    """The colour and the dash of a line by its number."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
 
 
 @contextmanager
-def canvas(lines: int, columns: int, size: tuple[float, float], style: dict = STYLE, **shared) -> Iterator[tuple]:
-    """A figure of `size` inches and its grid of axes [lines, columns], in our style as long as the context lasts.
+def canvas(
+    path: Path, title: str, shape: tuple[int, int], size: tuple[float, float], notes: str = "", style=STYLE, **shared
+) -> Iterator:
+    """The grid of axes [lines, columns] of a figure of `size` inches, which is saved when the context ends.
 
-    shared: `sharex` and `sharey` of matplotlib's `subplots`.
+    notes: below the panels. shared: `sharex` and `sharey` of matplotlib's `subplots`.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(style):
         figure = Figure(size)
-        yield figure, figure.subplots(lines, columns, squeeze=False, **shared)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        if notes:
+            figure.supxlabel(notes, x=0.01, ha="left", color=QUIET, fontsize=8)
+        yield figure.subplots(*shape, squeeze=False, **shared)
+        save(figure, path)
+
+
+def lowest(grid) -> list:
+    """The lowest panel in use of each column, which shows the numbers of an axis that all share."""
+    found = [[axes for axes in column if axes.axison][-1] for column in grid.T]
+    for axes in found:
+        axes.tick_params(labelbottom=True)
+    return found
 
 
 formats = ["png"]  # what figures are saved as, beside the PNG, which always is
@@ -71,26 +84,6 @@ def what(settings) -> str:
 
 def dataset_name(dataset: str) -> str:
     return {"cifar10": "CIFAR-10", "digits": "8x8 digits"}.get(dataset, Path(dataset).name)
-
-
-def over(pairs: Iterable[tuple[float, float | None]]) -> Series:
-    """(key, value) of every run to keys in order, and mean and standard deviation (n - 1; 0 for one) of the values that
-    are not None."""
-    found = defaultdict(list)
-    for key, value in pairs:
-        if value is not None:
-            found[key].append(value)
-    keys = sorted(found)
-    spreads = [np.std(found[key], ddof=1) if len(found[key]) > 1 else 0.0 for key in keys]
-    return np.array(keys), np.array([np.mean(found[key]) for key in keys]), np.array(spreads)
-
-
-def table(header: list[str], rows: list[list]) -> str:
-    """Columns aligned, numbers to the right; every cell as `str` gives it."""
-    cells = [header] + [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def apart(axes, heights: list[float]) -> list[float]:
@@ -131,19 +124,14 @@ def label_points(axes, ends: list[tuple[float, float, str, str]]) -> None:
         axes.annotate(text, point, (place, height), **style)
 
 
-def seeds_of(groups: list[Rows], swept: str) -> str:
-    """How many seeds are behind the points of a figure."""
-    counts = defaultdict(set)
-    for index, rows in enumerate(groups):
-        for row in rows:
-            counts[index, row[swept]].add(row["seed"])
-    seeds = [len(found) for found in counts.values()]
-    return mean_of(seeds) + (", bars: one standard deviation" if max(seeds) > 1 else "")
-
-
 def mean_of(seeds: Collection[int]) -> str:
     """How many seeds are behind a mean, for a title, from the number behind each point."""
     least, most = min(seeds), max(seeds)
     if most == 1:
         return "one seed"
     return f"mean of {most if least == most else f'{least} to {most}'} seeds"
+
+
+def tell(paths: list[Path]) -> None:
+    """Prints where figures are."""
+    print("".join(f"figure: {path}\n" for path in paths), end="")

@@ -1,12 +1,11 @@
 """Methods against DS-Pruning: means over seeds, ranks, paired differences with their intervals, verdicts by a rule."""
 
-from collections import defaultdict
-from itertools import product
-
 import numpy as np
+import pandas as pd
 
 from common.pruning import label
-from common.reports import tables
+from common.reports.tables import digits
+from common.reports.tables import markdown as as_markdown
 
 COLUMNS = ["target", "method", "seeds", "mean", "deviation", "rank", "difference", "low", "high", "p", "verdict"]
 COLUMNS += ["sparsity"]  # what a method without targets really reached; None for the others
@@ -25,29 +24,28 @@ cannot be told. Intervals are of single comparisons, not corrected.
 """
 
 
-def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[float | None, ...]:
+def paired(ours: pd.Series, theirs: pd.Series) -> tuple[float | None, ...]:
     """Mean of theirs - ours over the seeds that both have, and its 95 % interval and p (paired t-test, two-sided).
 
     Args:
-        ours, theirs: seed -> accuracy in [0, 1].
+        ours, theirs: accuracies in [0, 1] by seed.
 
     Returns:
         mean, low, high, p; None for what the seeds cannot tell (an interval takes two).
     """
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
+    differences = (theirs - ours).dropna()
+    if not len(differences):
         return None, None, None, None
-    mine, other = (np.array([accuracies[seed] for seed in seeds]) for accuracies in (ours, theirs))
-    difference = float((other - mine).mean())
-    if len(seeds) < 2:
-        return difference, None, None, None
-    if np.ptp(other - mine) == 0:  # no spread: scipy divides by it
-        return difference, difference, difference, 0.0 if difference else 1.0
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return mean, None, None, None
+    if differences.nunique() == 1:  # no spread: scipy divides by it
+        return mean, mean, mean, 0.0 if mean else 1.0
     from scipy import stats
 
-    test = stats.ttest_rel(other, mine)
+    test = stats.ttest_1samp(differences, 0)
     interval = test.confidence_interval(0.95)
-    return difference, float(interval.low), float(interval.high), float(test.pvalue)
+    return mean, float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def holm(values: list[float]) -> list[float]:
@@ -80,23 +78,20 @@ def claim(table: list[dict]) -> str:
     return "holds" if verdicts == {AHEAD} else OPEN
 
 
-def removed(row: dict, kind: str) -> float:
-    """The share of units (kind: neuron), weights or FLOPs that the network of a row has lost, in [0, 1]."""
-    return 1 - row["inference_flops_ratio"] if kind == "flops" else row[f"{kind}_sparsity"]
+def with_removed(rows: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """The table with a column of the share of units (kind: neuron), weights or FLOPs that each network has lost."""
+    return rows.assign(removed=1 - rows["inference_flops_ratio"] if kind == "flops" else rows[f"{kind}_sparsity"])
 
 
-def nearest(rows: list[dict], target: float, kind: str) -> tuple[float, list[dict]]:
+def nearest(rows: pd.DataFrame, target: float) -> tuple[float, pd.DataFrame]:
     """Of the rows of a method without targets those of the strength whose mean sparsity is nearest to the target, and
     that sparsity."""
-    strengths = defaultdict(list)
-    for row in rows:
-        strengths[row["strength"]].append(row)
-    means = {strength: float(np.mean([removed(row, kind) for row in found])) for strength, found in strengths.items()}
-    best = min(means, key=lambda strength: (abs(means[strength] - target), strength))
-    return means[best], strengths[best]
+    means = rows.groupby("strength")["removed"].mean()
+    best = (means - target).abs().idxmin()
+    return float(means[best]), rows[rows["strength"] == best]
 
 
-def comparison(rows: list[dict], kind: str = "neuron") -> list[dict]:
+def comparison(rows: pd.DataFrame, kind: str = "neuron") -> list[dict]:
     """For every target, its methods from the best mean accuracy to the worst.
 
     Args:
@@ -107,27 +102,22 @@ def comparison(rows: list[dict], kind: str = "neuron") -> list[dict]:
         Rows with COLUMNS; accuracies in [0, 1], the deviation with n - 1 (None for one seed), differences to
         DS-Pruning (None where it was not run), p corrected over the target's methods, and DS-Pruning's verdict.
     """
-    found: dict[float, dict] = defaultdict(lambda: defaultdict(dict))
-    untargeted, reached = defaultdict(list), {}
-    for row in rows:
-        if row["target"] is None:
-            untargeted[row["method"]].append(row)
-        elif row["test_accuracy"] is not None and row["method"] != "dense":
-            found[row["target"]][row["method"]][row["seed"]] = row["test_accuracy"]
-    for target, (method, own) in product(sorted(found), untargeted.items()):
-        reached[target, method], chosen = nearest(own, target, kind)
-        found[target][method] = {row["seed"]: row["test_accuracy"] for row in chosen}
+    rows = rows[(rows["method"] != "dense") & rows["test_accuracy"].notna()]
+    untargeted = rows[rows["target"].isna()]
+    untargeted = with_removed(untargeted, kind) if len(untargeted) else untargeted
     table = []
-    for target in sorted(found):
-        methods = sorted(found[target].items(), key=lambda item: -np.mean(list(item[1].values())))
-        ranked = []
-        for rank, (method, accuracies) in enumerate(methods, 1):
-            values = list(accuracies.values())
-            against = paired(found[target].get(OURS, {}), accuracies) if method != OURS else (None,) * 4
-            spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            cells = (target, method, len(values), float(np.mean(values)), spread, rank, *against)
-            verdict = OPEN if method != OURS else None
-            ranked.append(dict(zip(COLUMNS, (*cells, verdict, reached.get((target, method))), strict=True)))
+    for target, here in rows.groupby("target"):
+        others = {m: nearest(own, target) for m, own in untargeted.groupby("method", sort=False)}
+        here = pd.concat([here, *(chosen for _, chosen in others.values())])
+        by_seed = here.pivot_table("test_accuracy", "seed", "method", "last")[here["method"].unique()]
+        means, ranked = by_seed.mean().sort_values(ascending=False, kind="stable"), []
+        for rank, (method, mean) in enumerate(means.items(), 1):
+            own = by_seed[method].dropna()
+            theirs = method != OURS and OURS in by_seed
+            against = paired(by_seed[OURS], own) if theirs else (None,) * 4
+            spread = float(own.std()) if len(own) > 1 else None
+            cells = (target, method, len(own), float(mean), spread, rank, *against, OPEN if method != OURS else None)
+            ranked.append(dict(zip(COLUMNS, (*cells, others.get(method, (None,))[0]), strict=True)))
         judge(ranked)
         table += ranked
     return table
@@ -137,22 +127,29 @@ def markdown(table: list[dict]) -> str:
     """The table in points of per cent, the claim at each target, and the rule."""
 
     def points(value: float | None, sign: str = "") -> str:
-        return "-" if value is None else f"{100 * value:{sign}.2f}"
+        return digits(None if value is None else 100 * value, 2, sign)
 
-    header = ["target (%)", "rank", "method", "test accuracy (%)", "seeds", "against DS-Pruning (points)"]
-    header, lines = [*header, "95 % interval", "p", "DS-Pruning is"], []
+    lines, claims = [], []
     for row in table:
+        at = "" if row["sparsity"] is None else f" (at {100 * row['sparsity']:.1f} %)"
         spread = "" if row["deviation"] is None else f" ± {points(row['deviation'])}"
-        interval = "-" if row["low"] is None else f"{points(row['low'], '+')} to {points(row['high'], '+')}"
-        name = label(row["method"])
-        name += "" if row["sparsity"] is None else f" (at {100 * row['sparsity']:.1f} %)"
-        cells = [f"{100 * row['target']:g}", row["rank"], name]
-        cells += [f"{points(row['mean'])}{spread}", row["seeds"], points(row["difference"], "+"), interval]
-        cells += ["-" if row["p"] is None else f"{row['p']:.2g}", row["verdict"] or "-"]
-        lines.append(cells)
-    claims = []
+        ends = [points(row[end], "+") for end in ("low", "high")]
+        interval = "-" if row["low"] is None else " to ".join(ends)
+        lines.append(
+            {
+                "target (%)": f"{100 * row['target']:g}",
+                "rank": row["rank"],
+                "method": label(row["method"]) + at,
+                "test accuracy (%)": points(row["mean"]) + spread,
+                "seeds": row["seeds"],
+                "against DS-Pruning (points)": points(row["difference"], "+"),
+                "95 % interval": interval,
+                "p": "-" if row["p"] is None else f"{row['p']:.2g}",
+                "DS-Pruning is": row["verdict"] or "-",
+            }
+        )
     for target in dict.fromkeys(row["target"] for row in table):
         these = [row for row in table if row["target"] == target]
         if OURS in {row["method"] for row in these} and len(these) > 1:
-            claims.append(f"- At {100 * target:g} %, DS-Pruning is ahead of every method: **{claim(these)}**.")
-    return tables.markdown(header, lines) + "\n" + "".join(f"{line}\n" for line in claims) + RULE
+            claims.append(f"- At {100 * target:g} %, DS-Pruning is ahead of every method: **{claim(these)}**.\n")
+    return as_markdown(pd.DataFrame(lines)) + "\n" + "".join(claims) + RULE

@@ -1,30 +1,24 @@
 """Figures of the sweeps, of fire rates, of dead units that come back, and of what DS-Pruning decided."""
 
 import textwrap
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
-from common.names import Sweep
-from common.reports.canvas import COLOURS, LINES, QUIET, Rows, canvas, label_ends, over, save, seeds_of
+from common.names import Sweep, short
+from common.reports.canvas import COLOURS, QUIET, canvas, label_ends, lowest, mean_of, style
+from common.reports.curves import Lines
+from common.reports.tables import over
 
 FOOTINGS = {"epochs": "equal epochs", "steps": "equal steps"}
 DEAD_TIME = "Dead unit-epochs (% of all)"
 PANELS = (
-    ("Dead at the end (% of units)", lambda row: 100 * row["dead_at_end"] / row["units"]),
-    (DEAD_TIME, lambda row: 100 * row["cumulative_dead"] / row["units"] / row["epochs"]),
-    (
-        "Dying units an epoch (% of units)",
-        lambda row: None if row["dying_units"] is None else 100 * row["dying_units"] / row["units"],
-    ),
-    ("Test accuracy (%)", lambda row: 100 * row["test_accuracy"]),
+    ("Dead at the end (% of units)", lambda rows: 100 * rows["dead_at_end"] / rows["units"]),
+    (DEAD_TIME, lambda rows: 100 * rows["cumulative_dead"] / rows["units"] / rows["epochs"]),
+    ("Dying units an epoch (% of units)", lambda rows: 100 * rows["dying_units"] / rows["units"]),
+    ("Test accuracy (%)", lambda rows: 100 * rows["test_accuracy"]),
 )
-
-
-def short(value: float) -> str:
-    """A number as it is read best: 0.01, but 9e-4."""
-    return f"{value:g}" if not 0 < value < 0.001 else np.format_float_scientific(value, trim="-", exp_digits=1)
 
 
 def places(swept: Sweep, values: list[float]) -> dict[float, float]:
@@ -37,7 +31,7 @@ def places(swept: Sweep, values: list[float]) -> dict[float, float]:
     return {value: float(scale(value)) if value > 0 else zero for value in values}
 
 
-def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float], panel: int, published: dict) -> list:
+def draw_sweep(axes, lines: Lines, swept: Sweep, at: dict[float, float], panel: int, published: dict) -> list:
     """One quantity against what is swept: a line a group; returns the labels of their ends."""
     from matplotlib.ticker import NullLocator
 
@@ -45,13 +39,12 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float
     last = max(at.values())
     ends, largest = [], 0.0
     for index, (label, rows) in enumerate(lines.items()):
-        values, means, spreads = over((row[swept.column], value(row)) for row in rows)
+        values, means, spreads = over(rows[swept.column], value(rows))
         if not len(values):
             continue
-        colour, line = COLOURS[index % len(COLOURS)], LINES[index % len(LINES)]
-        x = [at[v] for v in values]
+        x, colour = [at[v] for v in values], style(index)["color"]
         bars = spreads if spreads.any() else None
-        axes.errorbar(x, means, bars, color=colour, linestyle=line, marker="o", markersize=3.5, capsize=2.5)
+        axes.errorbar(x, means, bars, marker="o", markersize=3.5, capsize=2.5, **style(index))
         largest = max(largest, means.max())
         if label and x[-1] == last:
             ends.append((means[-1], label, colour))
@@ -63,8 +56,8 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float
         if shown[-1] == max(at):
             ends.append((scaled[-1], "paper, scaled", QUIET))
         else:
-            style = {"textcoords": "offset points", "color": QUIET, "fontsize": 8}
-            axes.annotate("paper, scaled", (at[shown[-1]], scaled[-1]), (4, 0), **style)
+            look = {"textcoords": "offset points", "color": QUIET, "fontsize": 8}
+            axes.annotate("paper, scaled", (at[shown[-1]], scaled[-1]), (4, 0), **look)
     if panel == 2:
         axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
         ends.append((50, "coin toss", QUIET))
@@ -78,7 +71,7 @@ def draw_sweep(axes, lines: dict[str, Rows], swept: Sweep, at: dict[float, float
 
 
 def sweep_figure(
-    groups: dict[str, dict[str, Rows]], swept: Sweep, path: Path, title: str, published: dict, missed: list[str]
+    groups: dict[str, Lines], swept: Sweep, path: Path, title: str, published: dict, missed: list[str]
 ) -> None:
     """Dead units at the end and over time, dying units and test accuracy against what is swept; means over seeds.
 
@@ -90,13 +83,16 @@ def sweep_figure(
         missed: runs that are not there, named at the bottom.
     """
     flat = [rows for lines in groups.values() for rows in lines.values()]
-    at = places(swept, sorted({row[swept.column] for rows in flat for row in rows}))
+    at = places(swept, sorted(set().union(*(rows[swept.column] for rows in flat))))
     notes = ["dead at the end: no firing in the last tenth of all steps, one epoch at most"]
     notes += ["paper, scaled: its counts, the largest drawn as large as ours"] if published else []
     notes += [f"not finished: {', '.join(missed)}"] if missed else []
     notes = textwrap.wrap("; ".join(notes), 190)  # characters of this size in 13 inches
     size = (13.0, 0.4 + 2.9 * len(groups) + 0.14 * len(notes))
-    with canvas(len(groups), len(PANELS), size, sharey="col") as (figure, grid):
+    units = min(rows["units"].min() for rows in flat)
+    seeds = [count for rows in flat for count in rows.groupby(swept.column)["seed"].nunique()]
+    head = f"{title}. {units:,} units, {mean_of(seeds)}{', bars: one standard deviation' * (max(seeds) > 1)}"
+    with canvas(path, head, (len(groups), len(PANELS)), size, "\n".join(notes), sharey="col") as grid:
         for panel, column in enumerate(grid.T):
             labels = []
             for axes, (footing, lines) in zip(column, groups.items(), strict=True):
@@ -106,17 +102,12 @@ def sweep_figure(
                 axes.set_title(head + (name[0].lower() + name[1:] if head else name))
             for axes, ends in zip(column, labels, strict=True):  # when the limits are settled
                 label_ends(axes, ends)
-        units = {row["units"] for rows in flat for row in rows}
-        head = f"{title}. {min(units):,} units, {seeds_of(flat, swept.column)}"
-        figure.suptitle(head, x=0.01, ha="left", fontsize=10)
-        figure.supxlabel("\n".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
-        save(figure, path)
 
 
 FEW = 20
 
 
-def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> None:
+def returns_figure(rows: pd.DataFrame, path: Path, title: str, patience: int | None) -> None:
     """The share of dead units that fire again, by how long they had been dead; all runs together.
 
     A length that occurs fewer than FEW times is left out, where others are there. Bars are Wilson's 95 % intervals, as
@@ -128,47 +119,38 @@ def returns_figure(rows: Rows, path: Path, title: str, patience: int | None) -> 
     """
     from scipy import stats
 
-    found = defaultdict(lambda: np.zeros(3, dtype=int))
-    for row in rows:
-        found[row["dead_for"]] += [row["at_risk"], row["came_back"], row["came_back_later"]]
-    lengths = sorted(length for length in found if found[length][0] >= FEW) or sorted(found)
-    with canvas(1, 1, (6.4, 3.6)) as (figure, ((axes,),)):
+    sums = rows.groupby("dead_for")[["at_risk", "came_back", "came_back_later"]].sum()
+    sums = sums[sums["at_risk"] >= FEW] if (sums["at_risk"] >= FEW).any() else sums
+    lengths, counts = sums.index, sums["at_risk"]
+    runs = len(rows.drop(columns=["dead_for", *sums]).drop_duplicates())
+    title += f"\nDead units that come back, {'one run' if runs == 1 else f'{runs} runs in which units died'}"
+    with canvas(path, title, (1, 1), (6.4, 3.6)) as ((axes,),):
         ends = []
-        for index, label in enumerate(("in the next epoch", "ever again")):
-            shares, bars = [], []
-            for length in lengths:
-                share = found[length][index + 1] / found[length][0]
-                test = stats.binomtest(int(found[length][index + 1]), int(found[length][0]))
-                interval = test.proportion_ci(0.95, method="wilson")
-                shares.append(100 * share)
-                bars.append((100 * max(share - interval.low, 0), 100 * max(interval.high - share, 0)))
-            style = {"color": COLOURS[index], "linestyle": LINES[index], "marker": "os"[index], "markersize": 4}
-            shift = 0.06 * (2 * index - 1)
-            axes.errorbar(np.array(lengths) + shift, shares, np.array(bars).T, capsize=2.5, **style)
-            ends.append((shares[-1], label, COLOURS[index]))
+        kinds = {"in the next epoch": "came_back", "ever again": "came_back_later"}
+        for index, (label, name) in enumerate(kinds.items()):
+            shares, bars = 100 * sums[name] / counts, []
+            for share, came, at_risk in zip(shares, sums[name], counts, strict=True):
+                interval = stats.binomtest(came, at_risk).proportion_ci(0.95, method="wilson")
+                bars.append((max(share - 100 * interval.low, 0), max(100 * interval.high - share, 0)))
+            look = {**style(index), "marker": "os"[index], "markersize": 4}
+            axes.errorbar(lengths + 0.06 * (2 * index - 1), shares, np.array(bars).T, capsize=2.5, **look)
+            ends.append((shares.iloc[-1], label, COLOURS[index]))
         top = axes.get_ylim()[1]
         axes.set_ylim(-0.03 * top, top)
         axes.set_xlim(lengths[0] - 0.5, lengths[-1] + 0.5)
-        axes.set_xticks(lengths, [f"{length}\n{found[length][0]:,}" for length in lengths])
+        axes.set_xticks(lengths, [f"{length}\n{count:,}" for length, count in counts.items()])
         axes.set(xlabel="Epochs for which a unit had been dead; below: how many times", ylabel="Fire again (%)")
         if patience is not None and lengths[0] <= patience <= lengths[-1]:
             axes.axvline(patience, color=QUIET, linewidth=0.8, linestyle=":")
             place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
             axes.annotate(f"PATIENCE {patience}", (patience, 1), (4, -8), color=QUIET, fontsize=8, **place)
         label_ends(axes, ends)
-        runs = len({tuple(value for name, value in row.items() if name not in COUNTED) for row in rows})
-        runs = "one run" if runs == 1 else f"{runs} runs in which units died"
-        figure.suptitle(f"{title}\nDead units that come back, {runs}", x=0.01, ha="left", fontsize=10)
-        save(figure, path)
-
-
-COUNTED = ("dead_for", "at_risk", "came_back", "came_back_later")
 
 
 ALWAYS = 0.999  # the fire rate of a unit that is as good as never silent; nearly dead is 0.001
 
 
-def fire_rates_figure(columns: dict[str, dict[str, Rows]], path: Path, title: str) -> None:
+def fire_rates_figure(columns: dict[str, Lines], path: Path, title: str) -> None:
     """How the fire rates of all units are distributed, the median dashed: a column of panels a condition, a row an
     activation.
 
@@ -178,59 +160,53 @@ def fire_rates_figure(columns: dict[str, dict[str, Rows]], path: Path, title: st
     names = list(dict.fromkeys(name for column in columns.values() for name in column))
     edges = np.linspace(0, 1, 41)
     size = (0.6 + 3.1 * len(columns), 0.7 + 1.6 * len(names))
-    with canvas(len(names), len(columns), size, sharex=True, sharey=True) as (figure, grid):
+    with canvas(path, title, (len(names), len(columns)), size, sharex=True, sharey=True) as grid:
         for column, (condition, found) in zip(grid.T, columns.items(), strict=True):
             for axes, name in zip(column, names, strict=True):
                 if name not in found:
                     axes.set_axis_off()
                     continue
-                rates = np.array([row["fire_rate"] for row in found[name]])
-                colour = COLOURS[names.index(name) % len(COLOURS)]
+                rates, colour = found[name]["fire_rate"], style(names.index(name))["color"]
                 weights = np.full(len(rates), 100 / len(rates))
                 axes.hist(rates, edges, weights=weights, color=colour, alpha=0.35)
                 axes.hist(rates, edges, weights=weights, color=colour, histtype="step", linewidth=1.0)
                 axes.axvline(np.median(rates), color=colour, linewidth=1.0, linestyle=(0, (3, 2)))
                 never, always = 100 * (rates == 0).mean(), 100 * (rates >= ALWAYS).mean()
                 axes.set_title(f"{name}, {condition}\nnever fire: {never:.1f} %, rate ≥ {ALWAYS}: {always:.1f} %")
-            lowest = [axes for axes in column if axes.axison][-1]
-            lowest.set_xlabel("Fire rate in the last epoch")
-            lowest.tick_params(labelbottom=True)
+        for axes in lowest(grid):
+            axes.set_xlabel("Fire rate in the last epoch")
         for axes in grid[:, 0]:
             axes.set_ylabel("Units (%)")
         grid[0, 0].set_xlim(0, 1)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        save(figure, path)
 
 
 SMALLEST = 1e-6  # a scale below it is drawn at the lower edge
 
 
-def batch_norms_figure(panels: dict[str, Rows], path: Path, title: str) -> None:
+def batch_norms_figure(panels: Lines, path: Path, title: str) -> None:
     """Scale and shift of the batch-norm before every unit; those that never fire, that always do, and the others.
 
     Args:
         panels: title -> rows as in accumulation-fire-rates.csv.
     """
     kinds = (
-        ("others", QUIET, ".", lambda rate: 0 < rate < ALWAYS),
+        ("others", QUIET, ".", lambda rate: (rate > 0) & (rate < ALWAYS)),
         (f"rate ≥ {ALWAYS}", COLOURS[1], "^", lambda rate: rate >= ALWAYS),
         ("rate 0", COLOURS[0], "v", lambda rate: rate == 0),
     )
-    reach = 1.1 * max(abs(row["shift"]) for rows in panels.values() for row in rows)
-    with canvas(1, len(panels), (0.6 + 3.4 * len(panels), 3.4), sharey=True) as (figure, grid):
+    reach = 1.1 * max(rows["shift"].abs().max() for rows in panels.values())
+    with canvas(path, title, (1, len(panels)), (0.6 + 3.4 * len(panels), 3.4), sharey=True) as grid:
         for axes, (name, rows) in zip(grid[0], panels.items(), strict=True):
             for kind, colour, marker, belongs in kinds:
-                found = [row for row in rows if belongs(row["fire_rate"])]
-                shifts, scales = [row["shift"] for row in found], [max(abs(row["scale"]), SMALLEST) for row in found]
-                style = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidth": 0, "clip_on": False}
-                axes.scatter(shifts, scales, label=f"{kind}: {len(found)}", **style)
+                found = rows[belongs(rows["fire_rate"])]
+                look = {"s": 12, "color": colour, "marker": marker, "alpha": 0.6, "linewidth": 0, "clip_on": False}
+                scales = found["scale"].abs().clip(lower=SMALLEST)
+                axes.scatter(found["shift"], scales, label=f"{kind}: {len(found)}", **look)
             axes.axvline(0, color=QUIET, linewidth=0.8, linestyle=":")
             axes.set(title=name, xlabel="Shift β", yscale="log", xlim=(-reach, reach))
             axes.set_ylim(bottom=SMALLEST)
             axes.legend(frameon=False, fontsize=8, loc="lower left", handletextpad=0.2)
         grid[0, 0].set_ylabel("Scale |γ|")
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        save(figure, path)
 
 
 def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
@@ -240,7 +216,7 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
         courses: label -> log (the controller's entries), steps (of the whole run), revived (units, in each epoch),
             couplings (names), widths (left), dense_widths.
     """
-    with canvas(len(courses), 3, (11.5, 2.5 * len(courses) + 0.4)) as (figure, grid):
+    with canvas(path, title, (len(courses), 3), (11.5, 2.5 * len(courses) + 0.4)) as grid:
         for (label, course), (plan, groups, widths) in zip(courses.items(), grid, strict=True):
             moments = [100 * entry["step"] / course["steps"] for entry in course["log"]]
             ends = []
@@ -253,12 +229,12 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
             ends = []
             for index, name in enumerate(("chosen", "cut", "cut_dead_by_themselves")):
                 values = np.cumsum([entry[name] for entry in course["log"]])
-                groups.plot(moments, values, color=COLOURS[index], linestyle=LINES[index])
+                groups.plot(moments, values, **style(index))
                 ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
             epochs = 100 * np.arange(1, len(course["revived"]) + 1) / len(course["revived"])
             seen = epochs <= moments[-1]
             values = np.cumsum(course["revived"])[seen]
-            groups.plot(epochs[seen], values, color=COLOURS[3], linestyle=LINES[3])
+            groups.plot(epochs[seen], values, **style(3))
             ends.append((values[-1] if len(values) else 0, "units revived", COLOURS[3]))
             groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
             label_ends(groups, ends)
@@ -267,5 +243,3 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
             widths.bar(places, course["widths"], color=COLOURS[0])
             widths.set(title="Channels left of each coupling", xticks=places, xticklabels=course["couplings"])
             widths.tick_params(axis="x", rotation=90, labelsize=6)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        save(figure, path)

@@ -8,13 +8,12 @@ What needs the runs themselves (the course of DS-Pruning, layers and fire rates)
 which passes over runs that are finished.
 """
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 from common import names, settings
 from common.errors import UserError
-from common.files import read_csv
+from common.files import origin
 from common.machine import process
 
 ROOT = Path(__file__).parents[2]
@@ -22,10 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 def settings_of(table: Path) -> SimpleNamespace:
     """What the rows of a table have in common, as its .json has it."""
-    try:
-        made = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{table}: what its rows have in common cannot be read from its .json ({error})") from None
+    made = origin(table)["settings"]
     network = made.pop("network")
     own = {"network": network["name"], "width": network.get("width"), "activation": network.get("activation")}
     return SimpleNamespace(**{**made, **own}, script=table.parent.name, study=table.stem, output_dir=table.parents[1])
@@ -37,24 +33,17 @@ def redraw(table: Path) -> list[Path]:
     Raises:
         UserError: for what is no table of a study.
     """
+    from common.reports import accumulation, sparsity, sweeps, tables
+
     known = settings_of(table)
     if known.study in names.SPARSITY:
-        from common.reports import sparsity
-
-        return sparsity.draw(known, read_csv(table), {}, table.parent)
+        return sparsity.draw(known, tables.read(table), {}, table.parent)
     if known.study in names.SWEEPS:
-        from common.reports import sweeps
-
-        paths = {ending: table.with_name(f"{known.study}{ending}.csv") for ending in sweeps.ENDINGS}
-        rows = {ending: read_csv(path) if path.exists() else [] for ending, path in paths.items()}
-        tables = SimpleNamespace(rows=rows, identity=sweeps.identity_of(known.study))
-        return sweeps.draw(known, tables, [], table.parent)
+        return sweeps.draw(known, table, [])
     if known.study == "accumulation":
-        from common.reports import accumulation
-
         returns = table.with_name("accumulation-returns.csv")
-        drawn = [accumulation.draw_epochs(known, read_csv(table), table.parent)]
-        return drawn + (accumulation.draw_returns(known, read_csv(returns), returns) if returns.exists() else [])
+        drawn = [accumulation.draw_epochs(known, tables.read(table), table.parent)]
+        return drawn + (accumulation.draw_returns(known, returns) if returns.exists() else [])
     raise UserError(f"{table}: the table of no study; takes {', '.join((*names.SPARSITY, *names.SWEEPS))}")
 
 
@@ -68,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     canvas.formats = given.formats
     found = sorted(path.with_suffix(".csv") for path in (ROOT / "plots").glob("*/*.json"))
     for table in given.tables or found:
-        print("".join(f"figure: {path}\n" for path in redraw(table)), end="")
+        canvas.tell(redraw(table))
     return 0
 
 

@@ -8,7 +8,6 @@ So text and tables cannot part: a test runs the second.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -16,7 +15,8 @@ import pandas as pd
 
 from common import files, names
 from common.pruning import METHODS, label
-from common.reports import canvas, comparison, paper
+from common.reports import canvas, comparison, paper, tables
+from common.reports.tables import markdown, over_seeds
 
 ROOT = Path(__file__).parent.parent.parent
 MADE = "<!-- Written by `python -m common.reports.results`; edit the tables in plots/, or that command. -->\n"
@@ -25,31 +25,6 @@ SCORES = ("snap", "cropit-s", "earlysnap", "earlycrop-s")
 VOID = """**Void in this table: SNAP, CroPit-S, EarlySNAP and EarlyCroP-S.** They were scored in training mode,
 which is not what their authors do.
 """
-
-
-# Tables ----------------------------------------------------------------------------------------------------------
-
-
-def read(path: Path) -> tuple[pd.DataFrame, dict]:
-    """A table, and the settings and the command behind it."""
-    made = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    return pd.read_csv(path), made
-
-
-def over_seeds(table: pd.DataFrame, by: list[str], value: str, scale: float = 100, decimals: int = 1) -> pd.Series:
-    """Mean ± standard deviation (n - 1) of a column for each group, as text; without the deviation for one seed."""
-    groups = (scale * table.set_index(by)[value].dropna().astype(float)).groupby(level=by, sort=False)
-    found = groups.agg(["mean", "std"])
-    return found.apply(lambda row: spread(row["mean"], row["std"], decimals), axis=1)
-
-
-def spread(mean: float, deviation: float, decimals: int) -> str:
-    text = f"{mean:.{decimals}f}"
-    return text if pd.isna(deviation) else f"{text} ± {deviation:.{decimals}f}"
-
-
-def markdown(table: pd.DataFrame) -> str:
-    return table.fillna("-").to_markdown(index=False, disable_numparse=True) + "\n"
 
 
 def setup(settings: dict) -> tuple[str, str]:
@@ -67,7 +42,7 @@ def conditions(settings: dict) -> str:
     )
 
 
-def origin(path: Path, made: dict) -> str:
+def source(path: Path, made: dict) -> str:
     link = f"../../{path.relative_to(ROOT).as_posix()}"
     return f"[Table]({link}); the last command that wrote to it: `python {made['command']}`.\n"
 
@@ -86,8 +61,7 @@ def by_target(table: pd.DataFrame, value: str, decimals: int = 1) -> pd.DataFram
 
 def by_strength(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     """A row for each method and strength: what was removed, and the accuracy."""
-    table = table.assign(removed=[comparison.removed(row, kind) for row in table.to_dict("records")])
-    by = ["method", "strength"]
+    table, by = comparison.with_removed(table, kind), ["method", "strength"]
     cells = pd.DataFrame(
         {
             "seeds": table.groupby(by)["seed"].nunique().map(str),
@@ -120,7 +94,7 @@ def combined_otherwise(methods: dict, rows: pd.DataFrame) -> str:
 
 
 def sparsity_section(path: Path) -> str:
-    table, made = read(path)
+    table, made = tables.read(path), files.origin(path)
     settings, kind = made["settings"], path.stem.split("-")[0]
     dense = over_seeds(table[table["method"] == "dense"], ["method"], "test_accuracy")
     pruned = table[table["method"] != "dense"].dropna(subset=["test_accuracy"])
@@ -155,7 +129,7 @@ def sparsity_section(path: Path) -> str:
         for text, file in (("differences to DS-Pruning, their intervals and verdicts", summary), ("figure", figure))
         if file.exists()
     ]
-    parts.append(f"{origin(path, made).strip()} Also: {', '.join(links)}.\n")
+    parts.append(f"{source(path, made).strip()} Also: {', '.join(links)}.\n")
     return "\n".join(parts)
 
 
@@ -165,7 +139,7 @@ def sparsity_page(plots: Path) -> str:
 
 
 def sweep_section(path: Path) -> str:
-    table, made = read(path)
+    table, made = tables.read(path), files.origin(path)
     swept = names.SWEEPS[path.stem].column
     settings = made["settings"]
     fixed = [
@@ -201,7 +175,7 @@ def sweep_section(path: Path) -> str:
     ]
     parts.append(markdown(cells))
     parts.append(
-        f"{origin(path, made).strip()} [Figure](../../{path.with_suffix('.png').relative_to(ROOT).as_posix()}), "
+        f"{source(path, made).strip()} [Figure](../../{path.with_suffix('.png').relative_to(ROOT).as_posix()}), "
         f"[trends](../../{trends.relative_to(ROOT).as_posix()}).\n"
     )
     return "\n".join(parts)
@@ -209,7 +183,7 @@ def sweep_section(path: Path) -> str:
 
 def returns_section(path: Path) -> str:
     """Dead units that fired again, by how many epochs they had been dead; all seeds together."""
-    table = pd.read_csv(path)
+    table = tables.read(path)
     table = table[table["footing"] == "epochs"] if "footing" in table else table
     swept = names.SWEEPS[path.stem.removesuffix("-returns")].column
     table = table[table["regularization"] > 0]
@@ -239,7 +213,7 @@ def death_page(plots: Path) -> str:
 def scripts_page(plots: Path) -> str:
     rows, lines = [], []
     for path in sorted(plots.glob("*/accumulation.csv")):
-        table, made = read(path)
+        table, made = tables.read(path), files.origin(path)
         settings = made["settings"]
         by = ["learning_rate", "regularization"]
         last = table[table["epoch"] == table["epoch"].max()]
@@ -262,7 +236,7 @@ def scripts_page(plots: Path) -> str:
         found.insert(0, "script", f"`{path.parent.name}.py`")
         found.insert(1, "activation", names.ACTIVATION_LABELS[settings["activation"]])
         rows.append(found)
-        lines.append(f"- {conditions(settings)} {origin(path, made).strip()}\n")
+        lines.append(f"- {conditions(settings)} {source(path, made).strip()}\n")
     table = pd.concat(rows)
     for name in ("learning_rate", "regularization"):
         table[name] = [f"{value:g}" for value in table[name]]
@@ -276,7 +250,7 @@ def scripts_page(plots: Path) -> str:
 
 
 def summary_of(path: Path) -> str:
-    return comparison.markdown(comparison.comparison(files.read_csv(path), names.SPARSITY[path.stem]))
+    return comparison.markdown(comparison.comparison(tables.read(path), names.SPARSITY[path.stem]))
 
 
 def summaries(plots: Path) -> dict[Path, str]:

@@ -19,6 +19,7 @@ from common import settings
 from common.errors import UserError
 from common.files import load, read_csv
 from common.machine import process
+from common.reports import tables
 
 
 def flat(config: dict, head: str = "") -> dict:
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
     table = table.sort_values(given.sort, kind="stable")
     if given.csv:
         table.to_csv(given.csv, index=False)
-    print(table.astype(object).where(table.notna(), "").to_string(index=False))
+    print(tables.text(table))
     return 0
 
 

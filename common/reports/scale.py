@@ -14,14 +14,15 @@ seed and no bar.
 """
 
 import argparse
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from common import files
+import pandas as pd
+
+from common.files import origin
 from common.pruning import METHODS, label
-from common.reports import canvas, comparison
+from common.reports import canvas, comparison, tables
 from common.reports.results import ROOT
 
 TARGET = 0.8
@@ -29,26 +30,23 @@ FIXED = {"width": ("epochs", 10), "epochs": ("width", 16)}  # axis of a figure -
 LABELS = {"width": "Width (channels of the first stage)", "epochs": "Epochs of training"}
 
 
-def rows_below(plots: Path) -> list[dict]:
+def rows_below(plots: Path) -> pd.DataFrame:
     """The rows of all tables of neuron-sparsity made with ReLU on CIFAR-10 with scores as they are defined today."""
     found = []
     for path in sorted(plots.rglob("neuron-sparsity.csv")):
-        settings = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
+        settings = origin(path)["settings"]
         made = settings["dataset"], settings["activation"], settings["hold_out"]
         if made == ("cifar10", "relu", 0):
-            found += [row for row in files.read_csv(path) if row["method"] in settings["methods"]]
-    return found
+            rows = tables.read(path)
+            found.append(rows[rows["method"].isin(settings["methods"])])
+    return pd.concat(found) if found else pd.DataFrame(columns=["width", "epochs"])
 
 
-def leads(rows: list[dict], axis: str) -> dict[str, dict[int, dict]]:
+def leads(rows: pd.DataFrame, axis: str) -> dict[str, dict[int, dict]]:
     """Method -> value of `axis` -> its row of `comparison.comparison` at the target, where it can be compared."""
     held, value = FIXED[axis]
-    groups = defaultdict(list)
-    for row in rows:
-        if row[held] == value:
-            groups[row[axis]].append(row)
     found: dict[str, dict[int, dict]] = defaultdict(dict)
-    for place, group in sorted(groups.items()):
+    for place, group in rows[rows[held] == value].groupby(axis):
         for row in comparison.comparison(group):
             if row["target"] == TARGET and row["difference"] is not None:
                 found[row["method"]][place] = row
@@ -62,29 +60,24 @@ def draw(found: dict[str, dict[int, dict]], axis: str, path: Path) -> None:
     margin = 0.35 * (max(heights) - min(heights)) + 1
     columns = min(len(found), 4)
     lines = -(-len(found) // columns)
-    with canvas.canvas(lines, columns, (1.2 + 1.7 * columns, 1 + 1.6 * lines), sharex=True, sharey=True) as (
-        figure,
-        grid,
-    ):
+    held = {"width": "width {}", "epochs": "{} epochs"}[FIXED[axis][0]].format(FIXED[axis][1])
+    title = f"ResNet-18 on CIFAR-10, {100 * TARGET:g} % neuron sparsity, {held}"
+    size = (1.2 + 1.7 * columns, 1 + 1.6 * lines)
+    with canvas.canvas(path, title, (lines, columns), size, sharex=True, sharey=True) as grid:
         for axes in grid.flat[len(found) :]:
             axes.set_axis_off()
         for axes, (method, line) in zip(grid.flat, found.items(), strict=False):
             draw_panel(axes, line)
             axes.set_title(label(method))
-        for lowest in grid.flat[len(found) - columns : len(found)]:
-            lowest.tick_params(labelbottom=True)
+        canvas.lowest(grid)
         axes = grid[0, 0]
         axes.set_xscale("log")
         axes.set_xticks(places, [f"{place:g}" for place in places])
         axes.minorticks_off()
         axes.set_xlim(places[0] / 1.3, places[-1] * 1.3)
         axes.set_ylim(min(heights) - margin, max(heights) + margin)
-        figure.supxlabel(LABELS[axis], fontsize=9)
-        figure.supylabel("DS-Pruning's lead (points)", fontsize=9)
-        held = {"width": "width {}", "epochs": "{} epochs"}[FIXED[axis][0]].format(FIXED[axis][1])
-        title = f"ResNet-18 on CIFAR-10, {100 * TARGET:g} % neuron sparsity, {held}"
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        canvas.save(figure, path)
+        axes.figure.supxlabel(LABELS[axis], fontsize=9)
+        axes.figure.supylabel("DS-Pruning's lead (points)", fontsize=9)
 
 
 def draw_panel(axes, line: dict[int, dict]) -> None:

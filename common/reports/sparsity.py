@@ -3,44 +3,40 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
+
 from common.files import write_text
 from common.names import SPARSITY, SPARSITY_LABELS
-from common.pruning.task import point_of
-from common.reports import canvas, comparison, figures, paper, tradeoff
+from common.reports import canvas, comparison, figures, paper, tables, tradeoff
+
+SHOWN = {  # header -> column, what it is multiplied by, decimals
+    "neuron-%": ("neuron_sparsity", 100, 2),
+    "weight-%": ("weight_sparsity", 100, 2),
+    "test-%": ("test_accuracy", 100, 2),
+    "FLOPs": ("inference_flops_ratio", 1, 3),
+    "training-FLOPs": ("training_flops_ratio", 1, 3),
+    "training-speedup": ("training_speedup", 1, 2),
+    "inference-speedup": ("inference_speedup", 1, 2),
+}
 
 
-def shown(value: float | None, scale: float, decimals: int) -> str:
-    return "-" if value is None else f"{scale * value:.{decimals}f}"
+def summary(rows: pd.DataFrame) -> str:
+    cells = {"method": rows["method"], "target": map(tradeoff.named, rows["target"], rows["strength"])}
+    return tables.text(pd.DataFrame({**cells, "seed": rows["seed"], **tables.columns(rows, SHOWN)}))
 
 
-def summary(rows: list[dict]) -> str:
-    cells = [
-        [
-            row["method"],
-            str(point_of(row)),
-            row["seed"],
-            *(shown(row[name], 100, 2) for name in ("neuron_sparsity", "weight_sparsity", "test_accuracy")),
-            *(shown(row[name], 1, 3) for name in ("inference_flops_ratio", "training_flops_ratio")),
-            *(shown(row[name], 1, 2) for name in ("training_speedup", "inference_speedup")),
-        ]
-        for row in rows
-    ]
-    header = "method target seed neuron-% weight-% test-% FLOPs training-FLOPs training-speedup inference-speedup"
-    return canvas.table(header.split(), cells)
-
-
-def draw(settings: SimpleNamespace, rows: list[dict], courses: dict[str, dict], folder: Path) -> list[Path]:
+def draw(settings: SimpleNamespace, rows: pd.DataFrame, courses: dict[str, dict], folder: Path) -> list[Path]:
     """Accuracy against sparsity, accuracy against FLOPs, and the course of every DS-Pruning run; their paths."""
     kind, title = SPARSITY[settings.study], canvas.what(settings)
     paths = [folder / f"{settings.study}{ending}.png" for ending in ("", "-flops", "-course")]
     theirs = paper.accuracies((settings.dataset, settings.network), settings.activation, kind)
     published = {"ds-pruning": theirs["ds-pruning"]} if theirs and settings.width == paper.WIDTH else {}
-    if all(row["method"] == "dense" or row["test_accuracy"] is None for row in rows):
+    if not tradeoff.can_be_drawn(rows):
         return []
-    axis = f"{SPARSITY_LABELS[settings.study]} (%)"
-    tradeoff.tradeoff_figure(rows, paths[0], title, lambda row: 100 * comparison.removed(row, kind), axis, published)
+    axis, removed = f"{SPARSITY_LABELS[settings.study]} (%)", comparison.with_removed(rows, kind)
+    tradeoff.tradeoff_figure(removed, paths[0], title, "removed", axis, published)
     axis = "Inference FLOPs (% of dense)"
-    tradeoff.tradeoff_figure(rows, paths[1], title, lambda row: 100 * row["inference_flops_ratio"], axis, {}, wide=True)
+    tradeoff.tradeoff_figure(rows, paths[1], title, "inference_flops_ratio", axis, {}, wide=True)
     if courses:
         figures.course_figure(courses, paths[2], f"{title}: what DS-Pruning decided")
     return paths if courses else paths[:2]
@@ -52,10 +48,10 @@ def course_of(final: dict, steps: int) -> dict:
     return {**found, "steps": steps, "revived": [row["revived_units"] or 0 for row in final["rows"]]}
 
 
-def present(settings: SimpleNamespace, rows: list[dict], courses: dict[str, dict], table: Path) -> None:
-    """Writes and prints what follows from the rows; courses: label -> what `course_of` gives."""
-    ranks = table.with_name(f"{settings.study}-summary.md")
+def present(settings: SimpleNamespace, table: Path, finals: dict[str, dict], steps: int) -> None:
+    """Writes and prints what follows from the table; finals: label -> that of a DS-Pruning run of so many steps."""
+    rows, ranks = tables.read(table), table.with_name(f"{settings.study}-summary.md")
     write_text(ranks, comparison.markdown(comparison.comparison(rows, SPARSITY[settings.study])))
-    paths = draw(settings, rows, courses, table.parent)
+    paths = draw(settings, rows, {label: course_of(final, steps) for label, final in finals.items()}, table.parent)
     print(f"\n{summary(rows)}\n\ntable: {table}\nsummary: {ranks}")
-    print("".join(f"figure: {path}\n" for path in paths), end="")
+    canvas.tell(paths)

@@ -3,70 +3,58 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import pandas as pd
 
 from common.files import write_text
-from common.names import SWEEPS, Sweep
-from common.reports import canvas, curves, figures, paper, trends
-from common.reports.accumulation import grouped
-from common.reports.figures import short
-
-# What tells the runs of a table apart, beside what is swept; footing: at equal `epochs` or at equal `steps`.
-IDENTITY = ["footing", "batch_size", "learning_rate", "regularization", "seed"]
-ENDINGS = ("", "-layers", "-returns")  # of a sweep's tables
+from common.names import SWEEPS, SWEPT_TABLES, short
+from common.reports import canvas, curves, figures, paper, tables, trends
 
 
-def identity_of(study: str) -> list[str]:
-    """The columns that tell the runs of a sweep apart."""
-    return [*IDENTITY, *({SWEEPS[study].column} - set(IDENTITY))]
+def with_lines(rows: pd.DataFrame, study: str) -> pd.DataFrame:
+    """The table with a column `line`, what a line of the figure stands for: what is not swept, the learning rate only
+    where there are several."""
+    names = {"learning-rate": ("learning_rate", "lr"), "regularization": ("regularization", "λ")}
+    names.pop(study, None)
+    if rows["learning_rate"].nunique() == 1:
+        names.pop("learning-rate", None)
+    parts = [[f"{sign} {value:g}" for value in rows[column]] for column, sign in names.values()]
+    return rows.assign(line=[", ".join(each) for each in zip(*parts, strict=True)] if parts else "")
 
 
-def line_name(row: dict, study: str, rows: list[dict]) -> str:
-    """What a line of the figure stands for: what is not swept, the learning rate only where there are several."""
-    several = study != "learning-rate" and len({r["learning_rate"] for r in rows}) > 1
-    names = [f"lr {row['learning_rate']:g}"] if several else []
-    return ", ".join(names + ([f"λ {row['regularization']:g}"] if study != "regularization" else []))
-
-
-def trend_table(study: str, rows: list[dict]) -> list[dict]:
+def trend_table(study: str, rows: pd.DataFrame) -> list[dict]:
     """The trend of every quantity of the figure, for each footing and line of it."""
-    table = []
-    for footing, group in grouped(rows, lambda row: row["footing"]).items():
-        for line, runs in grouped(group, lambda row: line_name(row, study, rows)).items():
-            for name, value in figures.PANELS:
-                points = [(row[SWEEPS[study].column], row["seed"], value(row)) for row in runs]
-                table.append({"equal": footing, "line": line or "-", "quantity": name, **trends.trend(points)})
-    return table
+    found = []
+    for (footing, line), runs in with_lines(rows, study).groupby(["footing", "line"], sort=False):
+        for name, value in figures.PANELS:
+            points = zip(runs[SWEEPS[study].column], runs["seed"], value(runs), strict=True)
+            found.append({"equal": footing, "line": line or "-", "quantity": name, **trends.trend(points)})
+    return found
 
 
-def draw(settings: SimpleNamespace, tables, failures: list[str], folder: Path) -> list[Path]:
-    """<study>.png and, where units died at equal epochs, <study>-layers.png and <study>-returns.png; their paths."""
-    study, swept = settings.study, SWEEPS[settings.study]
-    title = canvas.what(settings)
-    paths = [folder / f"{study}{ending}.png" for ending in ENDINGS]
+def draw(settings: SimpleNamespace, table: Path, failures: list[str]) -> list[Path]:
+    """<study>.png and, where units died at equal epochs, <study>-layers.png and <study>-returns.png; their paths.
+
+    table: <study>.csv, with <study>-layers.csv and <study>-returns.csv beside it.
+    """
+    study, swept, title = settings.study, SWEEPS[settings.study], canvas.what(settings)
+    found = [table.with_name(f"{study}{ending}.csv") for ending in SWEPT_TABLES]
+    paths, (rows, layers, returns) = [path.with_suffix(".png") for path in found], map(tables.read, found)
     published = paper.dead_units((settings.dataset, settings.network), settings.activation, study)
-    groups = grouped(tables.rows[""], lambda row: row["footing"])
     lines = {
-        footing: grouped(rows, lambda row: line_name(row, study, tables.rows[""])) for footing, rows in groups.items()
+        footing: dict(list(runs.groupby("line", sort=False)))
+        for footing, runs in with_lines(rows, study).groupby("footing", sort=False)
     }
     missed = [failure.split(": ")[0] for failure in failures]
     figures.sweep_figure(lines, swept, paths[0], title, published, missed)
     drawn = [paths[0]]
-    at_equal_epochs = [row for row in tables.rows["-layers"] if row["footing"] == "epochs"]
-    own = (*tables.identity, "epoch")
-    layers = [name for name in at_equal_epochs[0] if name not in own] if at_equal_epochs else []
-    runs = {
-        f"{name}, {line}" if line else name: by_seed
-        for (name, line), by_seed in layer_shares(study, swept, layers, at_equal_epochs).items()
-        if by_seed.any()
-    }
-    if runs:
-        means = {label: by_seed.mean(axis=0) for label, by_seed in runs.items()}
-        behind = canvas.mean_of([len(by_seed) for by_seed in runs.values()])
-        curves.layers_figure(means, layers, paths[1], f"{title}: share of units dead over the whole epoch, {behind}")
+    shares = layer_shares(study, layers)
+    if len(shares):
+        behind = canvas.mean_of(shares.groupby("label")["seed"].nunique())
+        names = [name for name in layers if name not in (*swept.identity, "epoch")]
+        curves.layers_figure(shares, names, paths[1], f"{title}: share of units dead over the whole epoch, {behind}")
         drawn.append(paths[1])
-    returns = [row for row in tables.rows["-returns"] if row["footing"] == "epochs"]
-    if returns:
+    returns = returns[returns["footing"] == "epochs"] if len(returns) else returns
+    if len(returns):
         figures.returns_figure(returns, paths[2], f"{title}, study {study}", getattr(settings, "patience", None))
         drawn.append(paths[2])
     for path in set(paths) - set(drawn):  # of an earlier command
@@ -74,38 +62,37 @@ def draw(settings: SimpleNamespace, tables, failures: list[str], folder: Path) -
     return drawn
 
 
-def layer_shares(study: str, swept: Sweep, layers: list[str], rows: list[dict]) -> dict[tuple[str, str], np.ndarray]:
-    """(swept value, line) -> the share of dead units, [seeds, epochs, layers]."""
-    groups: dict[tuple, dict] = {}
-    order = ("regularization", "learning_rate", "batch_size", swept.column)
-    for row in sorted(rows, key=lambda row: tuple(row[name] for name in order)):
-        key = f"{swept.short} {short(row[swept.column])}", line_name(row, study, rows)
-        groups.setdefault(key, {}).setdefault(row["seed"], []).append([row[layer] for layer in layers])
-    return {key: np.array(list(by_seed.values())) for key, by_seed in groups.items()}
+def layer_shares(study: str, layers: pd.DataFrame) -> pd.DataFrame:
+    """The rows of <study>-layers.csv at equal epochs, with a column `label`, of the labels where any unit died."""
+    swept = SWEEPS[study]
+    rows = layers[layers["footing"] == "epochs"] if len(layers) else layers
+    if not len(rows):
+        return rows
+    order = ["regularization", "learning_rate", "batch_size", swept.column]
+    rows = with_lines(rows.sort_values(order, kind="stable"), study)
+    lines = zip(rows[swept.column], rows["line"], strict=True)
+    rows["label"] = [f"{swept.short} {short(value)}{line and f', {line}'}" for value, line in lines]
+    names = [name for name in layers if name not in (*swept.identity, "epoch")]
+    return rows.groupby("label").filter(lambda own: own[names].any(axis=None))
 
 
-def summary(rows: list[dict], identity: list[str]) -> str:
-    cells = [
-        [
-            *(f"{row[name]:g}" if isinstance(row[name], float) else row[name] for name in identity),
-            *(row[name] for name in ("epochs", "steps", "units", "dead_units", "dead_at_end", "cumulative_dead")),
-            "-" if row["dying_units"] is None else f"{row['dying_units']:.0f}",
-            f"{100 * row['test_accuracy']:.2f}",
-            f"{row['seconds']:.0f}",
-        ]
-        for row in rows
-    ]
+def summary(rows: pd.DataFrame, identity: list[str]) -> str:
     short_names = {"footing": "equal", "batch_size": "batch", "learning_rate": "lr", "regularization": "lambda"}
-    header = " ".join(short_names.get(name, name) for name in identity)
-    header += " epochs steps units dead dead-at-end unit-epochs dying/epoch test-% seconds"
-    return canvas.table(header.split(), cells)
+    own = {
+        short_names.get(name, name): [f"{value:g}" if isinstance(value, float) else value for value in rows[name]]
+        for name in identity
+    }
+    counts = {"epochs": "epochs", "steps": "steps", "units": "units", "dead_units": "dead"}
+    counts |= {"dead_at_end": "dead-at-end", "cumulative_dead": "unit-epochs"}
+    rest = {"dying/epoch": ("dying_units", 1, 0), "test-%": ("test_accuracy", 100, 2), "seconds": ("seconds", 1, 0)}
+    cells = rows[list(counts)].rename(columns=counts).to_dict("list")
+    return tables.text(pd.DataFrame({**own, **cells, **tables.columns(rows, rest)}))
 
 
-def present(settings: SimpleNamespace, tables, failures: list[str]) -> None:
-    """Writes and prints what follows from the tables of a sweep, `studies.sweeps.Tables`."""
-    folder, rows = settings.output_dir / settings.script, tables.rows[""]
-    path = folder / f"{settings.study}-trends.md"
+def present(settings: SimpleNamespace, table: Path, failures: list[str]) -> None:
+    """Writes and prints what follows from the tables of a sweep."""
+    rows, path = tables.read(table), table.with_name(f"{settings.study}-trends.md")
     write_text(path, trends.markdown(trend_table(settings.study, rows), ["equal", "line"]))
-    paths = draw(settings, tables, failures, folder)
-    print(f"\n{summary(rows, tables.identity)}\n\ntable: {tables.paths['']}\ntrends: {path}")
-    print("".join(f"figure: {path}\n" for path in paths), end="")
+    paths = draw(settings, table, failures)
+    print(f"\n{summary(rows, SWEEPS[settings.study].identity)}\n\ntable: {table}\ntrends: {path}")
+    canvas.tell(paths)

@@ -1,50 +1,53 @@
-"""Tables that grow over several commands."""
+"""Tables: read, taken over seeds, and as text."""
 
-import csv
-import json
-from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import UserError
-from common.files import read_csv
+import numpy as np
+import pandas as pd
+
+Series = tuple[np.ndarray, np.ndarray, np.ndarray]  # keys in order, mean and standard deviation at each
 
 
-def markdown(header: list[str], rows: list[list]) -> str:
-    """A Markdown table; every cell as `str` gives it."""
-    lines = [header, ["---"] * len(header), *rows]
+def read(path: Path) -> pd.DataFrame:
+    """The table of a study, NaN for an empty field; empty where there is no file."""
+    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+
+def over(by: pd.Series, values: pd.Series) -> Series:
+    """Mean and standard deviation (n - 1; 0 for one) of the values of each key, without those that are missing."""
+    found = values.astype(float).dropna().groupby(by).agg(["mean", "std"])
+    return found.index.to_numpy(), found["mean"].to_numpy(), found["std"].fillna(0.0).to_numpy()
+
+
+def over_seeds(table: pd.DataFrame, by: list[str], value: str, scale: float = 100, decimals: int = 1) -> pd.Series:
+    """Mean ± standard deviation (n - 1) of a column for each group, as text; without the deviation for one seed."""
+    groups = (scale * table.set_index(by)[value].dropna().astype(float)).groupby(level=by, sort=False)
+    return groups.agg(lambda values: spread(values, decimals))
+
+
+def spread(values: pd.Series, decimals: int) -> str:
+    """Mean ± standard deviation (n - 1) of what is not missing; "-" for nothing."""
+    mean, deviation = (digits(number, decimals) for number in (values.mean(), values.std()))
+    return mean if deviation == "-" else f"{mean} ± {deviation}"
+
+
+def digits(value: float | None, decimals: int, sign: str = "") -> str:
+    """A number as text, "-" for a missing one. sign: "+" for both signs."""
+    return "-" if pd.isna(value) else f"{value:{sign}.{decimals}f}"
+
+
+def columns(table: pd.DataFrame, shown: dict[str, tuple[str, int, int]]) -> dict[str, list[str]]:
+    """Header -> cells, of columns given as header -> name, what it is multiplied by, and decimals."""
+    return {
+        header: [digits(scale * value, decimals) for value in table[name].astype(float)]
+        for header, (name, scale, decimals) in shown.items()
+    }
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [table.columns, ["---"] * table.shape[1], *table.fillna("-").itertuples(index=False)]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
-    """The rows of an earlier command's table; none where there is no table.
-
-    Args:
-        table: the CSV; the `settings` behind it are in the .json of the same name.
-        made: the settings of this command, as JSON gives them back. Those of `methods` are compared for the methods
-            that the table has, and completed, in place, with those of the others.
-        columns: the columns that the table must have.
-        later: those of them that a table of an earlier version lacks; they are empty in its rows.
-
-    Raises:
-        UserError: when they were made under other conditions, or cannot be read.
-    """
-    if not table.exists():
-        return []
-    try:
-        before = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
-        rows = read_csv(table)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
-    methods, own = before.pop("methods", {}), made.get("methods", {})
-    odd = sorted(name for name in {*before, *made} - {"methods"} if before.get(name) != made.get(name))
-    there = {row.get("method") for row in rows}
-    odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
-    rows = [dict.fromkeys(later) | row for row in rows]
-    if odd or any(set(row) != set(columns) for row in rows):
-        raise UserError(
-            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
-            "OUTPUT_DIR"
-        )
-    if own:
-        made["methods"] = {**methods, **own}
-    return rows
+def text(table: pd.DataFrame) -> str:
+    return table.astype(object).where(table.notna(), "-").to_string(index=False)

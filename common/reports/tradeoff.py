@@ -1,59 +1,58 @@
 """Accuracy against sparsity or FLOPs, a line a method."""
 
 import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 
 from common.pruning import METHODS, label
-from common.pruning.task import point_of
-from common.reports.canvas import COLOURS, LINES, QUIET, Rows, Series, canvas, label_points, mean_of, over, save
+from common.reports.canvas import QUIET, canvas, label_points, mean_of, style
+from common.reports.tables import over
+
+POINT = ["target", "strength"]  # where a method was run
 
 
-def over_targets(rows: Rows, x) -> Series:
-    """Mean of `x(row)`, and mean and standard deviation of the accuracy in per cent, for every target in order; for
-    every strength, of a method without targets."""
-    at = [row["strength"] if row["target"] is None else row["target"] for row in rows]
-    _, places, _ = over(zip(at, map(x, rows), strict=True))
-    return places, *over(zip(at, [100 * row["test_accuracy"] for row in rows], strict=True))[1:]
+def named(target: float, strength: float) -> str:
+    """Where a method was run, as text."""
+    return f"{target:g}" if pd.isna(strength) else f"strength {strength:g}"
+
+
+def can_be_drawn(rows: pd.DataFrame) -> bool:
+    """Whether any pruned network has an accuracy."""
+    return bool((rows["test_accuracy"].notna() & (rows["method"] != "dense")).any())
 
 
 def style_of(method: str) -> dict:
     """Colour and dash of a method, the same in every figure: dark and solid for DS-Pruning."""
     order = sorted(METHODS, key=lambda name: name != "ds-pruning")
-    index = order.index(method) if method in order else len(order)
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": LINES[index % len(LINES)]}
+    return style(order.index(method) if method in order else len(order))
 
 
-def draw_method(axes, method: str, rows: Rows, x) -> tuple:
-    """The line of a method; returns its right end: place, height, label, colour."""
-    places, means, spreads = over_targets(rows, x)
-    style = style_of(method)
-    axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **style)
-    return places.max(), means[places.argmax()], label(method), style["color"]
+def draw_method(axes, method: str, rows: pd.DataFrame, x: pd.Series) -> tuple:
+    """The line of a method over its targets, or strengths; returns its right end: place, height, label, colour."""
+    at, look = rows["target"].fillna(rows["strength"]), style_of(method)
+    (_, places, _), (_, means, spreads) = over(at, x), over(at, 100 * rows["test_accuracy"])
+    axes.errorbar(places, means, spreads, marker="o", markersize=3, capsize=2, clip_on=False, **look)
+    return places.max(), means[places.argmax()], label(method), look["color"]
 
 
-def seeds_behind(groups: dict[str, Rows]) -> tuple[str, str]:
+def seeds_behind(rows: pd.DataFrame) -> tuple[str, str]:
     """How many seeds are behind most points; and which have another number, "" for none."""
-    found = defaultdict(set)
-    for method, rows in groups.items():
-        for row in rows:
-            found[method, point_of(row)].add(row["seed"])
-    usual = max(Counter(map(len, found.values())).items(), key=lambda item: item[::-1])[0]
-    others = defaultdict(list)
-    for (method, point), seeds in sorted(found.items(), key=lambda item: item[0][1].order):
-        if len(seeds) != usual:
-            others[method, len(seeds)].append(str(point) if point.target is None else f"{100 * point.target:g} %")
+    groups = rows.fillna(dict.fromkeys(POINT, 0.0)).groupby(["method", *POINT], sort=False)
+    counts = groups["seed"].nunique().sort_index(level=POINT, kind="stable", sort_remaining=False)
+    usual, others = counts.mode().max(), defaultdict(list)
+    for (method, target, strength), count in counts[counts != usual].items():
+        others[method, count].append(f"strength {strength:g}" if strength else f"{100 * target:g} %")
     named = [f"{count} of {label(method)} at {', '.join(points)}" for (method, count), points in others.items()]
-    bars = ", bars: one standard deviation" if max(map(len, found.values())) > 1 else ""
+    bars = ", bars: one standard deviation" if counts.max() > 1 else ""
     return mean_of([usual]) + bars, f"other numbers of seeds: {'; '.join(named)}" if named else ""
 
 
-def draw_dense(axes, accuracies: np.ndarray) -> None:
+def draw_dense(axes, accuracies: pd.Series) -> None:
     axes.axhline(accuracies.mean(), color="black", linewidth=0.9)
     if len(accuracies) > 1:
-        low, high = (accuracies.mean() + sign * accuracies.std(ddof=1) for sign in (-1, 1))
+        low, high = (accuracies.mean() + sign * accuracies.std() for sign in (-1, 1))
         axes.axhspan(low, high, color="black", alpha=0.08, linewidth=0)
 
 
@@ -67,44 +66,37 @@ def logarithmic(axes) -> None:
 
 
 def tradeoff_figure(
-    rows: Rows, path: Path, title: str, x, axis: str, published: dict[str, dict[float, float]], wide: bool = False
+    rows: pd.DataFrame, path: Path, title: str, x: str, axis: str, published: dict[str, dict[float, float]], wide=False
 ) -> None:
-    """Test accuracy of every method against `x(row)`: means over seeds, bars of one standard deviation.
+    """Test accuracy of every method against a column: means over seeds, bars of one standard deviation.
 
     Args:
         rows: as in neuron-sparsity.csv and weight-sparsity.csv; those without an accuracy are named as out of reach.
-        axis: the name of the horizontal axis, with its unit.
+        x: the column, drawn in per cent. axis: the name of the horizontal axis, with its unit.
         published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
         wide: whether the horizontal axis is logarithmic.
     """
-    missed = [row for row in rows if row["test_accuracy"] is None]
-    missed = dict.fromkeys(f"{label(row['method'])} at {100 * row['target']:g} %" for row in missed)
-    rows = [row for row in rows if row["test_accuracy"] is not None]
-    groups = defaultdict(list)
-    for row in rows:
-        groups[row["method"]].append(row)
-    dense = np.array([100 * row["test_accuracy"] for row in groups.pop("dense", [])])
-    targets = {row["target"] for row in rows}
-    with canvas(1, 1, (6.4, 4.0)) as (figure, ((axes,),)):
-        ends = [draw_method(axes, method, group, x) for method, group in groups.items()]
+    reached = rows["test_accuracy"].notna()
+    missed = [f"{label(row.method)} at {100 * row.target:g} %" for row in rows[~reached].itertuples()]
+    notes = [f"out of reach: {', '.join(dict.fromkeys(missed))}"] if missed else []
+    dense, pruned = (rows[reached & found] for found in (rows["method"] == "dense", rows["method"] != "dense"))
+    seeds, others = seeds_behind(pruned)
+    notes += textwrap.wrap(others, 110)
+    with canvas(path, f"{title}\n{seeds}", (1, 1), (6.4, 4.0), "\n".join(notes)) as ((axes,),):
+        groups = pruned.groupby("method", sort=False)
+        ends = [draw_method(axes, method, group, 100 * group[x]) for method, group in groups]
         for method, line in published.items():
-            shown = {100 * target: accuracy for target, accuracy in line.items() if target in targets}
+            shown = {100 * target: accuracy for target, accuracy in line.items() if target in set(rows["target"])}
             if len(shown) > 1:
                 axes.plot(shown.keys(), shown.values(), color=QUIET, linewidth=0.8, linestyle=":")
                 ends.append((max(shown), shown[max(shown)], f"paper, {label(method)}", QUIET))
-        right = max((place for place, *_ in ends), default=axes.get_xlim()[1])
+        right = max(place for place, *_ in ends)
         if len(dense):
-            draw_dense(axes, dense)
-            ends.append((right, dense.mean(), "dense", "black"))
+            accuracies = 100 * dense["test_accuracy"]
+            draw_dense(axes, accuracies)
+            ends.append((right, accuracies.mean(), "dense", "black"))
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         if wide:
             logarithmic(axes)
         axes.set_xlim(right=right)
         label_points(axes, ends)
-        seeds, others = seeds_behind(groups)
-        figure.suptitle(f"{title}\n{seeds}", x=0.01, ha="left", fontsize=10)
-        notes = [f"out of reach: {', '.join(missed)}"] if missed else []
-        notes += textwrap.wrap(others, 110)
-        if notes:
-            figure.supxlabel("\n".join(notes), x=0.01, ha="left", color=QUIET, fontsize=8)
-        save(figure, path)

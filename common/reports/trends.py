@@ -1,8 +1,7 @@
 """Does a quantity rise or fall with what is swept? Rank correlations, with intervals and tests over seeds."""
 
-from collections import defaultdict
-
 import numpy as np
+import pandas as pd
 
 from common.reports import tables
 
@@ -13,22 +12,11 @@ than three values, or nothing that varies.
 """
 
 
-def blocks(points: list[tuple[float, int, float | None]]) -> tuple[list[float], np.ndarray]:
-    """(swept value, seed, measured) -> the values in order, and measured as [seeds, values] of seeds that have all.
-
-    A point without a measurement counts as absent.
-    """
-    found: dict[int, dict[float, float]] = defaultdict(dict)
-    for value, seed, measured in points:
-        if measured is not None:
-            found[seed][value] = measured
-    values = sorted({value for row in found.values() for value in row})
-    whole = [[found[seed][value] for value in values] for seed in sorted(found) if len(found[seed]) == len(values)]
-    return values, np.array(whole).reshape(len(whole), len(values))
-
-
 def trend(points: list[tuple[float, int, float | None]]) -> dict:
     """Spearman's rank correlation of the swept value with the measured one, within each seed.
+
+    Args:
+        points: swept value, seed, measured; one without a measurement counts as absent.
 
     Returns:
         seeds (that have every value); correlation: the mean over seeds, in [-1, 1], where a seed in which nothing
@@ -37,7 +25,9 @@ def trend(points: list[tuple[float, int, float | None]]) -> dict:
         rather than too small). None for what cannot be told: everything where there are fewer than three values or
         nothing varies, interval and p with one seed, the interval where all seeds have the same correlation.
     """
-    values, measured = blocks(points)
+    table = pd.DataFrame(points, columns=["value", "seed", "measured"]).dropna()
+    table = table.pivot(index="seed", columns="value", values="measured").dropna()
+    values, measured = table.columns, table.to_numpy(float)
     found = {"seeds": len(measured), **dict.fromkeys(("correlation", "low", "high", "p"))}
     if not len(measured) or len(values) < LEAST or not np.ptp(measured, axis=1).any():
         return found
@@ -55,18 +45,17 @@ def trend(points: list[tuple[float, int, float | None]]) -> dict:
     return found
 
 
-def markdown(table: list[dict], groups: list[str]) -> str:
+def markdown(found: list[dict], groups: list[str]) -> str:
     """A table of trends: the columns `groups` and quantity, then what `trend` found."""
-
-    def cell(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    header, lines = [*groups, "quantity", "seeds", "rank correlation", "95 % interval", "p"], []
-    for row in table:
-        interval = "-" if row["p"] is None else "all seeds alike"
-        if row["low"] is not None:
-            interval = f"{row['low']:+.2f} to {row['high']:+.2f}"
-        cells = [*(str(row[name]) for name in groups), row["quantity"], str(row["seeds"])]
-        cells += [cell(row["correlation"], "+.2f"), interval, cell(row["p"], ".2g")]
-        lines.append(cells)
-    return tables.markdown(header, lines) + NOTE
+    table = pd.DataFrame(found)[[*groups, "quantity", "seeds"]]
+    table["rank correlation"] = [tables.digits(row["correlation"], 2, "+") for row in found]
+    table["95 % interval"] = [
+        "-"
+        if row["p"] is None
+        else "all seeds alike"
+        if row["low"] is None
+        else f"{row['low']:+.2f} to {row['high']:+.2f}"
+        for row in found
+    ]
+    table["p"] = ["-" if row["p"] is None else f"{row['p']:.2g}" for row in found]
+    return tables.markdown(table) + NOTE

@@ -7,9 +7,7 @@ from types import SimpleNamespace
 
 from common import data, units
 from common.machine import distributed, workers
-from common.reports import accumulation as report
-from common.reports.tables import rows_to_extend
-from common.studies.study import Study, Trial, run_of, train
+from common.studies.study import Study, Trial, rows_to_extend, run_of, train
 from common.training.fit import finished
 from common.training.loop import Callback
 
@@ -87,14 +85,11 @@ class Accumulation(Study):
                 kept = [row for row in before if trial_of(row) == trial]
                 rows += kept or (self.rows_of(final) if final else [])
             if rows:
-                self.write(rows, finals)
-        return rows
+                from common.reports import accumulation as report  # not before: pandas takes its time
 
-    def write(self, rows: list[dict], finals: list[dict]) -> None:
-        self.write_rows(self.table, COLUMNS, rows, self.shared)
-        paths = [*report.draw(self.settings, rows, finals, self.folder), *report.compare(self.settings)]
-        print(f"\n{report.summary(rows)}\n\ntable: {self.table}")
-        print("".join(f"figure: {path}\n" for path in paths), end="")
+                self.write_rows(self.table, COLUMNS, rows, self.shared)
+                report.present(self.settings, self.table, finals)
+        return rows
 
 
 def trial_of(row: dict) -> Trial:

@@ -4,9 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common import folders
-from common.files import write_text
 from common.machine import distributed, environment
-from common.reports import imagenet as report
 from common.studies.sparsity import COLUMNS, Sparsity, Trial
 from common.training.loop import Callback, Training
 
@@ -65,7 +63,11 @@ class Imagenet(Sparsity):
     def write_table(self, rows: list[dict], shown: dict) -> None:
         super().write_table(rows, shown)
         if rows:
-            write_text(self.table.with_suffix(".md"), report.markdown(rows))
+            from common.reports.imagenet import write_markdown  # not before: pandas takes its time
+
+            write_markdown(self.table)
 
     def present(self) -> None:
-        report.present(self.settings, self.dataset, self.rows, self.table)
+        from common.reports.imagenet import present
+
+        present(self.settings, self.dataset, self.table)

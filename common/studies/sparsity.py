@@ -20,10 +20,8 @@ from common.models import build
 from common.names import MEASURES
 from common.pruning import METHODS
 from common.pruning.task import Point, Task, Unreachable, point_of
-from common.reports import sparsity as report
-from common.reports.tables import rows_to_extend
 from common.settings.identity import OF_METHODS
-from common.studies.study import Study
+from common.studies.study import Study, rows_to_extend
 from common.training.fit import finished, fit
 from common.training.gradients import changes
 from common.training.loop import Callback, Training
@@ -307,15 +305,10 @@ class Sparsity(Study):
             self.write_rows(self.table, self.columns, rows, shown)
 
     def courses(self) -> dict[str, dict]:
-        """What DS-Pruning decided in the first seed's runs, as far as these are there."""
-        found, settings = {}, self.settings
-        for trial in self.trials:
-            if (trial.method, trial.seed) == ("ds-pruning", settings.seeds[0]):
-                final = finished(run_of(settings, self.shared, trial))
-                if final is not None:
-                    steps = settings.epochs * self.dataset.steps_per_epoch(settings.batch_size)
-                    found[f"{trial.point.target:.0%}"] = report.course_of(final, steps)
-        return found
+        """Target -> what final.pt holds of the first seed's DS-Pruning runs, as far as these are there."""
+        mine = [trial for trial in self.trials if (trial.method, trial.seed) == ("ds-pruning", self.settings.seeds[0])]
+        found = {f"{t.point.target:.0%}": finished(run_of(self.settings, self.shared, t)) for t in mine}
+        return {target: final for target, final in found.items() if final}
 
     def save(self) -> int:
         """The summary and the figures; prints the table and where all is. Returns the exit status."""
@@ -326,5 +319,8 @@ class Sparsity(Study):
         return self.exit_status(self.rows)
 
     def present(self) -> None:
+        from common.reports.sparsity import present  # not before: pandas takes its time
+
+        steps = self.settings.epochs * self.dataset.steps_per_epoch(self.settings.batch_size)
         with self.table_lock():
-            report.present(self.settings, self.rows, self.courses(), self.table)
+            present(self.settings, self.table, self.courses(), steps)

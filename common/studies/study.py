@@ -1,11 +1,12 @@
 """What all studies are: a plan of runs, and what follows from those that are finished."""
 
+import csv
 import json
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
@@ -20,7 +21,7 @@ from filelock import FileLock
 
 from common import data, models, names, units
 from common.errors import RunFailed, UserError, told
-from common.files import UNFINISHED, write_csv, write_text
+from common.files import UNFINISHED, origin, read_csv, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
@@ -130,12 +131,48 @@ def differing(table: Path, shared: dict) -> list[str]:
     if not table.exists():
         return []
     try:
-        before = json.loads(table.with_suffix(".json").read_text(encoding="utf-8"))["settings"]
-    except (OSError, ValueError, KeyError):
+        before = origin(table)["settings"]
+    except UserError:
         return ["set of conditions, which cannot be read,"]
-    now = json.loads(json.dumps(shared))
-    names = sorted({*before, *now} - {"methods"})
-    return [name for name in names if before.get(name) != now.get(name)]
+    return odd_names(before, json.loads(json.dumps(shared)))
+
+
+def odd_names(before: dict, now: dict) -> list[str]:
+    return sorted(name for name in {*before, *now} - {"methods"} if before.get(name) != now.get(name))
+
+
+def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
+    """The rows of an earlier command's table; none where there is no table.
+
+    Args:
+        table: the CSV; the `settings` behind it are in the .json of the same name.
+        made: the settings of this command, as JSON gives them back. Those of `methods` are compared for the methods
+            that the table has, and completed, in place, with those of the others.
+        columns: the columns that the table must have.
+        later: those of them that a table of an earlier version lacks; they are empty in its rows.
+
+    Raises:
+        UserError: when they were made under other conditions, or cannot be read.
+    """
+    if not table.exists():
+        return []
+    try:
+        before, rows = origin(table)["settings"], read_csv(table)
+    except (UserError, OSError, ValueError, csv.Error) as error:
+        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
+    methods, own = before.pop("methods", {}), made.get("methods", {})
+    there = {row.get("method") for row in rows}
+    odd = odd_names(before, made)
+    odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
+    rows = [dict.fromkeys(later) | row for row in rows]
+    if odd or any(set(row) != set(columns) for row in rows):
+        raise UserError(
+            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
+            "OUTPUT_DIR"
+        )
+    if own:
+        made["methods"] = {**methods, **own}
+    return rows
 
 
 class Study:

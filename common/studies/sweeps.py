@@ -14,15 +14,13 @@ from common.errors import UserError
 from common.files import read_csv, write_csv
 from common.machine import workers
 from common.reports import death
-from common.reports import sweeps as report
-from common.reports.tables import rows_to_extend
-from common.studies.study import Study, Trial, conditions, run_of, train
+from common.studies.study import Study, Trial, conditions, rows_to_extend, run_of, train
 from common.training.fit import finished
 from common.training.loop import Callback
 
 COLUMNS = [
     "script",
-    *report.IDENTITY,
+    *names.OF_SWEEPS,
     "epochs",
     "steps",
     "units",
@@ -103,14 +101,14 @@ class Tables:
     """
 
     def __init__(self, folder: Path, study: str, identity: list[str], shared: dict, extend: bool):
-        self.paths = {ending: folder / f"{study}{ending}.csv" for ending in report.ENDINGS}
+        self.paths = {ending: folder / f"{study}{ending}.csv" for ending in names.SWEPT_TABLES}
         self.identity, self.shared = identity, shared
         self.columns = [*COLUMNS, *(name for name in identity if name not in COLUMNS)]
-        self.rows: dict[str, list[dict]] = {ending: [] for ending in report.ENDINGS}
+        self.rows: dict[str, list[dict]] = {ending: [] for ending in names.SWEPT_TABLES}
         if extend:
             self.rows[""] = rows_to_extend(self.paths[""], shared, self.columns, ["code"])
             known = {self.key(row) for row in self.rows[""]}
-            for ending in report.ENDINGS[1:]:
+            for ending in names.SWEPT_TABLES[1:]:
                 rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
                 self.rows[ending] = [row for row in rows if self.key(row) in known]
 
@@ -118,7 +116,7 @@ class Tables:
         return tuple(float(row[name]) if name != "footing" else row[name] for name in self.identity)
 
     def add(self, row: dict, layers: list[dict], returns: list[dict]) -> None:
-        for ending, rows in zip(report.ENDINGS, ([row], layers, returns), strict=True):
+        for ending, rows in zip(names.SWEPT_TABLES, ([row], layers, returns), strict=True):
             self.rows[ending] = sorted([*self.rows[ending], *rows], key=self.key)
 
     def write(self, write_origin) -> None:
@@ -126,7 +124,7 @@ class Tables:
         if not self.rows[""]:
             return
         write_origin(self.paths[""], self.shared)
-        for ending in (*report.ENDINGS[1:], ""):
+        for ending in (*names.SWEPT_TABLES[1:], ""):
             if self.rows[ending]:
                 columns = list(self.rows[ending][0]) if ending else self.columns
                 write_csv(self.paths[ending], columns, self.rows[ending])
@@ -150,8 +148,8 @@ class Sweep(Study):
         self.before = {self.tables.key(row) for row in self.tables.rows[""]}
 
     def read_tables(self) -> Tables:
-        identity = report.identity_of(self.settings.study)
-        return Tables(self.folder, self.settings.study, identity, self.conditions(), self.settings.extend)
+        settings, identity = self.settings, self.sweep.identity
+        return Tables(self.folder, settings.study, identity, self.conditions(), settings.extend)
 
     def conditions(self) -> dict:
         """All that the rows of the table have in common, as JSON gives it back."""
@@ -181,7 +179,7 @@ class Sweep(Study):
         if self.tables.key(cells) in self.before:
             return
         settings, shared = self.as_changed(run)
-        value = report.short(cells[self.sweep.column])
+        value = names.short(cells[self.sweep.column])
         name = f"{self.settings.study} {value} at equal {run.footing}, {run.trial}"
 
         def make() -> dict:
@@ -240,6 +238,8 @@ class Sweep(Study):
         self.collect()
         rows = self.tables.rows[""]
         if rows and not workers.is_worker():
+            from common.reports.sweeps import present  # not before: pandas takes its time
+
             with self.table_lock():
-                report.present(self.settings, self.tables, self.failures)
+                present(self.settings, self.tables.paths[""], self.failures)
         return self.exit_status(rows)
