@@ -1,5 +1,6 @@
 """The comparison on ImageNet: every criterion on a ResNet-50."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,8 @@ from common.machine import distributed, environment
 from common.studies.sparsity import COLUMNS, Sparsity, Trial
 from common.training.loop import Callback, Training
 
-OWN_COLUMNS = [*COLUMNS[: COLUMNS.index("test_accuracy") + 1], "test_top5_accuracy"]
-OWN_COLUMNS += COLUMNS[len(OWN_COLUMNS) - 1 :]
+OWN_COLUMNS = [*COLUMNS]
+OWN_COLUMNS.insert(COLUMNS.index("test_accuracy") + 1, "test_top5_accuracy")
 
 
 class DamagedImages(Callback):
@@ -51,21 +52,21 @@ class Imagenet(Sparsity):
         self.more = [DamagedImages(dataset)]
         print(f"learning rate {settings.pruning_learning_rate:g}, {settings.schedule}")
 
-    def final(self, trial: Trial) -> dict:
-        final = super().final(trial)
+    def adds(self, trial: Trial, final: dict, folder: Path) -> tuple[list[dict]]:
+        ((row,),) = super().adds(trial, final, folder)
+        return ([{**row, "test_top5_accuracy": final["rows"][-1]["test_top5_accuracy"]}],)
+
+    def make(self, trial: Trial, changes: Sequence[Callback]) -> dict:
+        final = super().make(trial, changes)
         if final:
             self.dataset.note_damaged(final["DamagedImages"]["paths"])  # where the run was finished before
         return final
 
-    def row(self, final: dict, folder: Path) -> dict:
-        return {**super().row(final, folder), "test_top5_accuracy": final["rows"][-1]["test_top5_accuracy"]}
+    def write(self, tables: dict[str, list[dict]], made: dict) -> None:
+        from common.reports.imagenet import write_markdown  # not before: pandas takes its time
 
-    def write_table(self, rows: list[dict], shown: dict) -> None:
-        super().write_table(rows, shown)
-        if rows:
-            from common.reports.imagenet import write_markdown  # not before: pandas takes its time
-
-            write_markdown(self.table)
+        super().write(tables, made)
+        write_markdown(self.table)
 
     def present(self) -> None:
         from common.reports.imagenet import present

@@ -3,8 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +14,13 @@ from torch import nn
 
 from common import data, saved, sparsity
 from common.files import write_text
-from common.machine import devices, distributed, workers
+from common.machine import devices, distributed
 from common.models import build
 from common.names import MEASURES
 from common.pruning import METHODS
 from common.pruning.task import Point, Task, Unreachable, point_of
 from common.settings.identity import OF_METHODS
-from common.studies.study import Study, rows_to_extend
+from common.studies.study import Study
 from common.training.fit import finished, fit
 from common.training.gradients import changes
 from common.training.loop import Callback, Training
@@ -59,11 +58,6 @@ class Trial(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.method} {self.point} seed {self.seed}" if any(self.point) else f"{self.method} seed {self.seed}"
-
-
-def trial_of(row: dict) -> Trial:
-    """That of a table's row."""
-    return Trial(row["method"], point_of(row), row["seed"])
 
 
 def points(settings: SimpleNamespace, method: str) -> list[Point]:
@@ -221,106 +215,63 @@ def row_of(settings, dataset, final: dict, folder: Path) -> dict:
 
 
 class Sparsity(Study):
-    """Every method at every target (or strength); the table is written after each run."""
+    """Every method at every target (or strength)."""
 
     columns = COLUMNS
+    later = ("strength", "code")
     more: Sequence[Callback] = ()  # callbacks of all runs
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         super().__init__(settings, dataset, network)
-        self.take_place(self.conditions())
-        self.table = self.folder / f"{settings.study}.csv"
         order = sorted(settings.methods, key=list(METHODS).index)
         runs = product(settings.seeds, order)
-        self.trials = [Trial(method, at, seed) for seed, method in runs for at in points(settings, method)]
-        self.made: dict[Trial, dict] = {}  # the rows of finished runs
-        self.rows, _ = distributed.by_first(self.rows_before)
-        self.before = {trial_of(row) for row in self.rows}
-
-    def rows_before(self) -> tuple[list[dict], dict]:
-        """The rows that the table has (EXTEND), and what all rows have in common."""
-        shown = self.conditions()
-        extends = getattr(self.settings, "extend", False)
-        return rows_to_extend(self.table, shown, self.columns, ["strength", "code"]) if extends else [], shown
+        self.begin([Trial(method, at, seed) for seed, method in runs for at in points(settings, method)])
 
     def conditions(self) -> dict:
-        """All that the rows of the table have in common, and the constants of its methods, as JSON gives it back."""
+        """With the constants of the methods."""
         own = {name: getattr(self.settings, name) for name in ("pruning_learning_rate", "regularization")}
-        own["methods"] = {method: constants_of(self.settings, method) for method in self.settings.methods}
-        return json.loads(json.dumps({**self.shared, **own}))
+        methods = {method: constants_of(self.settings, method) for method in self.settings.methods}
+        return super().conditions(**own, methods=methods)
 
-    def plan(self) -> Iterator[Trial]:
-        yield from self.shared_out(self.trials)
+    def key(self, row: dict) -> Trial:
+        return Trial(row["method"], point_of(row), row["seed"])
 
-    def train(self, trial: Trial) -> None:
-        """A run that the table has is passed over."""
-        if trial in self.before:
-            return
-        self.made.pop(trial, None)
-        if self.attempt(str(trial), partial(self.final, trial), lambda: self.train(trial)) is not None:
-            self.rows = distributed.by_first(self.collect)
+    def order(self, row: dict) -> tuple:
+        return row["seed"], list(METHODS).index(row["method"]), point_of(row).order
 
-    def final(self, trial: Trial) -> dict:
-        """What final.pt holds; {} where the target is out of reach, which is a result, too."""
+    def run_of(self, trial: Trial) -> Run:
+        return run_of(self.settings, self.shared, trial)
+
+    def make(self, trial: Trial, changes: Sequence[Callback]) -> dict:
+        """{} where the target is out of reach, which is a result, too."""
         try:
-            return train(self.settings, self.dataset, self.shared, trial, self.more)
+            return train(self.settings, self.dataset, self.shared, trial, [*changes, *self.more])
         except Unreachable as error:
             self.failures.append(f"{trial}: {error}")
             known = {"script": self.settings.script, "width": self.settings.width, "device": self.settings.device.type}
             named = {"method": trial.method, **trial.point._asdict(), "seed": trial.seed}
-            self.made[trial] = dict.fromkeys(self.columns) | known | named
+            self.made[trial] = ([dict.fromkeys(self.columns) | known | named],)
             return {}
 
-    def collect(self) -> list[dict]:
-        """The table: the rows that it has (EXTEND), and those of all finished runs of the plan."""
-        with self.table_lock():
-            rows, shown = self.rows_before()
-            known = {trial_of(row) for row in rows}
-            for trial in self.trials:
-                if trial not in known:
-                    rows += self.rows_of(trial)
-            dense = {row["seed"]: row["seconds"] for row in rows if row["method"] == "dense"}
-            for row in rows:
-                if row["seed"] in dense and row["seconds"]:
-                    row["training_speedup"] = dense[row["seed"]] / row["seconds"]
-            rows.sort(key=lambda row: (row["seed"], list(METHODS).index(row["method"]), point_of(row).order))
-            self.write_table(rows, shown)
-        return rows
+    def adds(self, trial: Trial, final: dict, folder: Path) -> tuple[list[dict]]:
+        return ([row_of(self.settings, self.dataset, final, folder)],)
 
-    def rows_of(self, trial: Trial) -> list[dict]:
-        """That of a finished run."""
-        if trial not in self.made:
-            run = run_of(self.settings, self.shared, trial)
-            final = finished(run)
-            if final is None:
-                return []
-            self.made[trial] = self.row(final, run.folder)
-        return [dict(self.made[trial])]
-
-    def row(self, final: dict, folder: Path) -> dict:
-        return row_of(self.settings, self.dataset, final, folder)
-
-    def write_table(self, rows: list[dict], shown: dict) -> None:
-        if rows:
-            self.write_rows(self.table, self.columns, rows, shown)
+    def write(self, tables: dict[str, list[dict]], made: dict) -> None:
+        """With the speedup of training, which takes the dense network's time."""
+        dense = {row["seed"]: row["seconds"] for row in tables[""] if row["method"] == "dense"}
+        for row in tables[""]:
+            if row["seed"] in dense and row["seconds"]:
+                row["training_speedup"] = dense[row["seed"]] / row["seconds"]
+        super().write(tables, made)
 
     def courses(self) -> dict[str, dict]:
         """Target -> what final.pt holds of the first seed's DS-Pruning runs, as far as these are there."""
-        mine = [trial for trial in self.trials if (trial.method, trial.seed) == ("ds-pruning", self.settings.seeds[0])]
-        found = {f"{t.point.target:.0%}": finished(run_of(self.settings, self.shared, t)) for t in mine}
+        mine = [trial for trial in self.runs if (trial.method, trial.seed) == ("ds-pruning", self.settings.seeds[0])]
+        found = {f"{trial.point.target:.0%}": finished(self.run_of(trial)) for trial in mine}
         return {target: final for target, final in found.items() if final}
-
-    def save(self) -> int:
-        """The summary and the figures; prints the table and where all is. Returns the exit status."""
-        self.finish()
-        self.rows = distributed.by_first(self.collect)
-        if self.rows and not workers.is_worker():
-            distributed.by_first(self.present)
-        return self.exit_status(self.rows)
 
     def present(self) -> None:
         from common.reports.sparsity import present  # not before: pandas takes its time
 
         steps = self.settings.epochs * self.dataset.steps_per_epoch(self.settings.batch_size)
-        with self.table_lock():
-            present(self.settings, self.table, self.courses(), steps)
+        present(self.settings, self.table, self.courses(), steps)

@@ -1,6 +1,5 @@
 """What all studies are: a plan of runs, and what follows from those that are finished."""
 
-import csv
 import json
 import platform
 import shlex
@@ -11,8 +10,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from inspect import getsourcefile
-from itertools import count
-from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -21,13 +18,14 @@ from filelock import FileLock
 
 from common import data, models, names, units
 from common.errors import RunFailed, UserError, told
-from common.files import UNFINISHED, origin, read_csv, write_csv, write_text
+from common.files import UNFINISHED, read_csv, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
+from common.studies.extending import place_of, rows_to_extend
 from common.training import code
 from common.training.callbacks import DeadAtEnd
-from common.training.fit import fit
+from common.training.fit import finished, fit
 from common.training.loop import Callback
 from common.training.runs import Busy, Run
 
@@ -105,86 +103,24 @@ def headline(settings: SimpleNamespace, network: dict) -> str:
     return ", ".join(parts)
 
 
-def place_of(settings: SimpleNamespace, shared: dict) -> tuple[Path, str]:
-    """The folder that takes the place of OUTPUT_DIR, and where it is another one, why.
-
-    A table that was made under other conditions is never replaced. With EXTEND it is found where it is, or refused.
-    """
-    base = settings.output_dir
-    kind = "-".join([Path(settings.dataset).name, *([settings.protocol] if hasattr(settings, "protocol") else [])])
-    others = (base / kind if number == 1 else base / f"{kind}-{number}" for number in count(1))
-    table = Path(settings.script) / f"{settings.study}.csv"
-    odd = differing(base / table, shared)
-    if not odd:
-        return base, ""
-    for folder in others:
-        there = (folder / table).exists()
-        if getattr(settings, "extend", False) and not there:
-            return base, ""
-        if not differing(folder / table, shared):
-            return folder, f"{base / table} was made with another {', '.join(odd)} and stays; this goes to {folder}"
-    raise AssertionError
-
-
-def differing(table: Path, shared: dict) -> list[str]:
-    """The names of what a table's rows have in common otherwise; none where there is no table."""
-    if not table.exists():
-        return []
-    try:
-        before = origin(table)["settings"]
-    except UserError:
-        return ["set of conditions, which cannot be read,"]
-    return odd_names(before, json.loads(json.dumps(shared)))
-
-
-def odd_names(before: dict, now: dict) -> list[str]:
-    return sorted(name for name in {*before, *now} - {"methods"} if before.get(name) != now.get(name))
-
-
-def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
-    """The rows of an earlier command's table; none where there is no table.
-
-    Args:
-        table: the CSV; the `settings` behind it are in the .json of the same name.
-        made: the settings of this command, as JSON gives them back. Those of `methods` are compared for the methods
-            that the table has, and completed, in place, with those of the others.
-        columns: the columns that the table must have.
-        later: those of them that a table of an earlier version lacks; they are empty in its rows.
-
-    Raises:
-        UserError: when they were made under other conditions, or cannot be read.
-    """
-    if not table.exists():
-        return []
-    try:
-        before, rows = origin(table)["settings"], read_csv(table)
-    except (UserError, OSError, ValueError, csv.Error) as error:
-        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
-    methods, own = before.pop("methods", {}), made.get("methods", {})
-    there = {row.get("method") for row in rows}
-    odd = odd_names(before, made)
-    odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
-    rows = [dict.fromkeys(later) | row for row in rows]
-    if odd or any(set(row) != set(columns) for row in rows):
-        raise UserError(
-            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
-            "OUTPUT_DIR"
-        )
-    if own:
-        made["methods"] = {**methods, **own}
-    return rows
-
-
 class Study:
-    """A plan of runs. Each is made by the first process that comes to it, and a table follows from all that are
-    finished, whoever made them: so several processes that share RUN_DIR share the work.
+    """A plan of runs. Each is made by the first process that comes to it, and the tables follow from all that are
+    finished, whoever made them: so several processes that share RUN_DIR share the work. They are written anew after
+    every run: an interrupted study leaves what it has, and EXTEND goes on from there, on another machine as well.
 
     A run that fails is told at once and again at the end; the others go on.
+
+    A study says what its `columns` are, and has `key` (of a row: what tells its run from others; the run itself unless
+    `key_of` says otherwise), `make` (a run), `run_of` (its folder), `adds` (its rows), `order` (of rows) and `present`.
 
     Args:
         settings: as `settings.read` gives them.
         network: its name in `models.NETWORKS`; by default what NETWORK says.
     """
+
+    columns: list[str]
+    later: Sequence[str] = ("code",)  # columns that tables of earlier versions lack
+    endings: Sequence[str] = ("",)  # of the names of its tables
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         self.settings, self.dataset = SimpleNamespace(**vars(settings)), dataset
@@ -194,48 +130,122 @@ class Study:
         canvas.formats = list(settings.formats)
         self.failures: list[str] = []
         self.others: dict[str, Callable] = {}  # runs that other processes were training: name -> what makes it here
+        self.made: dict = {}  # what finished runs add to the tables, by their keys
 
-    def take_place(self, shared: dict) -> None:
-        """Where the table goes: OUTPUT_DIR, or a folder in it where OUTPUT_DIR has one that was made otherwise.
-
-        shared: what the rows of the table have in common.
-        """
-        place, note = distributed.by_first(lambda: place_of(self.settings, shared))
+    def begin(self, runs: list) -> None:
+        """The plan, and where the tables go: OUTPUT_DIR, or a folder in it where OUTPUT_DIR has one that was made
+        otherwise."""
+        self.runs = runs
+        place, note = distributed.by_first(lambda: place_of(self.settings, self.conditions()))
         if note:
             print(note)
         self.settings.base_dir, self.settings.output_dir = self.settings.output_dir, place
         self.folder = place / self.settings.script
         distributed.by_first(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        self.paths = {ending: self.folder / f"{self.settings.study}{ending}.csv" for ending in self.endings}
+        self.table = self.paths[""]
+        self.before = distributed.by_first(lambda: {*map(self.key, self.rows_before(self.conditions())[""])})
 
-    def shared_out(self, runs: list) -> Iterator:
-        """The runs of a plan; with JOBS, other processes have been through it before."""
+    def conditions(self, **own) -> dict:
+        """All that the rows of the table have in common, as JSON gives it back."""
+        return json.loads(json.dumps({**self.shared, **own}))
+
+    def rows_before(self, made: dict) -> dict[str, list[dict]]:
+        """Ending -> the rows that its table has (EXTEND). made: `conditions`, completed by those of the table."""
+        if not getattr(self.settings, "extend", False):
+            return {ending: [] for ending in self.endings}
+        found = {"": rows_to_extend(self.table, made, self.columns, self.later)}
+        known = {self.key(row) for row in found[""]}
+        for ending in self.endings[1:]:
+            rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
+            found[ending] = [row for row in rows if self.key(row) in known]
+        return found
+
+    def plan(self) -> Iterator:
+        """The runs, one after another; with JOBS, other processes have been through them before."""
         print(headline(self.settings, self.shared["network"]))
         workers.go_through(self.settings)
         begun = time.monotonic()
-        for number, run in enumerate(runs):
+        for number, run in enumerate(self.runs):
             if number:
-                left = (time.monotonic() - begun) / number * (len(runs) - number)
+                left = (time.monotonic() - begun) / number * (len(self.runs) - number)
                 about = f", about {timedelta(seconds=round(left))} left" if left >= 60 else ""
-                print(f"run {number + 1} of {len(runs)}{about}")
+                print(f"run {number + 1} of {len(self.runs)}{about}")
             yield run
 
-    def attempt(self, name: str, make: Callable[[], dict], again: Callable[[], None]) -> dict | None:
-        """What `make` gives; None where it fails, or another process is at it. `again` tries once more."""
+    def train(self, run, changes: Sequence[Callback] = ()) -> None:
+        """changes: what is done to the gradients, in their order. A run that the table has is passed over."""
+        key, name = self.key_of(run), self.name_of(run)
+        if key in self.before:
+            return
+        self.made.pop(key, None)
         try:
-            return make()
+            self.make(run, changes)
         except Busy:
-            self.others[name] = again
+            self.others[name] = lambda: self.train(run, changes)
             print(f"{name}: another process is training it")
         except RunFailed as error:
             self.failures.append(f"{name}: {error}")
             print(f"error: {self.failures[-1]}", file=sys.stderr)
-        return None
+        else:
+            distributed.by_first(self.collect)
 
-    def finish(self) -> None:
-        """Comes back to the runs that other processes were training, should one of these have ended before its run."""
-        others, self.others = self.others, {}
-        for again in others.values():
-            again()
+    def key_of(self, run):
+        return run
+
+    def name_of(self, run) -> str:
+        return str(run)
+
+    def collect(self) -> bool:
+        """The tables: the rows that they have (EXTEND), and those of all finished runs of the plan. Returns whether
+        there are any."""
+        with self.table_lock():
+            made = self.conditions()
+            tables = self.rows_before(made)
+            known = {self.key(row) for row in tables[""]}
+            for run in self.runs:
+                if self.key_of(run) not in known:
+                    for ending, rows in zip(self.endings, self.rows_of(run), strict=False):
+                        tables[ending] += map(dict, rows)
+            for rows in tables.values():
+                rows.sort(key=self.order)
+            if tables[""]:
+                self.write(tables, made)
+        return bool(tables[""])
+
+    def rows_of(self, run) -> Sequence[list[dict]]:
+        """What a finished run adds to each table; () of any other."""
+        key, place = self.key_of(run), self.run_of(run)
+        if key not in self.made:
+            final = finished(place)
+            if final is None:
+                return ()
+            self.made[key] = self.adds(run, final, place.folder)
+        return self.made[key]
+
+    def write(self, tables: dict[str, list[dict]], made: dict) -> None:
+        """The main table last: a run is in it when all that it left is written. A table without a .json could not be
+        extended; nor must rows of earlier conditions stand beside new ones: so a new table comes after its .json, and
+        the .json of a table that is there after it."""
+        for ending in self.endings[1:]:
+            if tables[ending]:
+                write_csv(self.paths[ending], list(tables[ending][0]), tables[ending])
+            else:
+                self.paths[ending].unlink(missing_ok=True)
+        if not self.table.exists():
+            self.write_origin(made)
+        write_csv(self.table, self.columns, tables[""])
+        self.write_origin(made)
+
+    def write_origin(self, made: dict) -> None:
+        """Beside the table, a .json: the command that made it, the versions, and what its rows have in common."""
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        origin = {
+            "command": shlex.join([f"{self.settings.script}.py", *sys.argv[1:]]),
+            "versions": {**versions, "torchvision": version("torchvision")},
+            "settings": made,
+        }
+        write_text(self.table.with_suffix(".json"), json.dumps(origin, indent=1) + "\n")
 
     @contextmanager
     def table_lock(self) -> Iterator[None]:
@@ -245,33 +255,26 @@ class Study:
                 left.unlink(missing_ok=True)
             yield
 
-    def write_origin(self, table: Path, shared: dict) -> None:
-        """Beside a table, a .json: the command that made it, the versions, and what its rows have in common."""
-        made = {
-            "command": shlex.join([f"{self.settings.script}.py", *sys.argv[1:]]),
-            "versions": {
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "torchvision": version("torchvision"),
-            },
-            "settings": shared,
-        }
-        write_text(table.with_suffix(".json"), json.dumps(made, indent=1) + "\n")
+    def finish(self) -> None:
+        """Comes back to the runs that other processes were training, should one of these have ended before its run."""
+        others, self.others = self.others, {}
+        for again in others.values():
+            again()
 
-    def write_rows(self, table: Path, columns: list[str], rows: list[dict], shared: dict) -> None:
-        """A table and its .json. A table without one could not be extended; nor must rows of earlier conditions stand
-        beside new ones: so a new table comes after its .json, and the .json of a table that is there after it."""
-        if not table.exists():
-            self.write_origin(table, shared)
-        write_csv(table, columns, rows)
-        self.write_origin(table, shared)
-
-    def exit_status(self, results: list) -> int:
-        """2 where runs failed. Below the results of the others they are listed again."""
-        if workers.is_worker():  # the process that started it goes through the plan once more
-            return 2 if self.failures else 0
-        if self.others:
-            print(f"left to the processes that train them: {', '.join(self.others)}")
-        for failure in self.failures if results else ():
-            print(f"error: not finished: {failure}", file=sys.stderr)
+    def save(self) -> int:
+        """The tables and what follows from them, drawn and printed. Returns the exit status: 2 where runs failed; below
+        the results of the others they are listed again."""
+        self.finish()
+        rows = distributed.by_first(self.collect)
+        if not workers.is_worker():  # else the process that started it goes through the plan once more
+            if rows:
+                distributed.by_first(self.present_locked)
+            if self.others:
+                print(f"left to the processes that train them: {', '.join(self.others)}")
+            for failure in self.failures if rows else ():
+                print(f"error: not finished: {failure}", file=sys.stderr)
         return 2 if self.failures else 0
+
+    def present_locked(self) -> None:
+        with self.table_lock():
+            self.present()

@@ -1,7 +1,6 @@
 """The sweeps: how many units die as the batch size, the learning rate or the regularization changes."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +10,10 @@ import numpy as np
 
 from common import data, names, units
 from common.errors import UserError
-from common.files import read_csv, write_csv
-from common.machine import workers
 from common.reports import death
-from common.studies.study import Study, Trial, conditions, rows_to_extend, run_of, train
-from common.training.fit import finished
+from common.studies.study import Study, Trial, conditions, run_of, train
 from common.training.loop import Callback
+from common.training.runs import Run
 
 COLUMNS = [
     "script",
@@ -88,83 +85,46 @@ def plan(settings: SimpleNamespace) -> list[SweptTrial]:
     return found
 
 
-class Tables:
-    """<study>.csv and beside it <study>-layers.csv and <study>-returns.csv, written anew after every run.
+class Sweep(Study):
+    """One run for each value of what STUDY sweeps, and for each of the other constants of which there are several.
 
-    So an interrupted sweep leaves what it has, and EXTEND goes on from there, on another machine as well.
-
-    Args:
-        identity: the columns that tell runs apart.
-
-    Raises:
-        UserError: where a table to be extended was made under other conditions.
+    <study>.csv has a row for each; beside it are <study>-layers.csv and <study>-returns.csv.
     """
 
-    def __init__(self, folder: Path, study: str, identity: list[str], shared: dict, extend: bool):
-        self.paths = {ending: folder / f"{study}{ending}.csv" for ending in names.SWEPT_TABLES}
-        self.identity, self.shared = identity, shared
-        self.columns = [*COLUMNS, *(name for name in identity if name not in COLUMNS)]
-        self.rows: dict[str, list[dict]] = {ending: [] for ending in names.SWEPT_TABLES}
-        if extend:
-            self.rows[""] = rows_to_extend(self.paths[""], shared, self.columns, ["code"])
-            known = {self.key(row) for row in self.rows[""]}
-            for ending in names.SWEPT_TABLES[1:]:
-                rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
-                self.rows[ending] = [row for row in rows if self.key(row) in known]
-
-    def key(self, row: dict) -> tuple:
-        return tuple(float(row[name]) if name != "footing" else row[name] for name in self.identity)
-
-    def add(self, row: dict, layers: list[dict], returns: list[dict]) -> None:
-        for ending, rows in zip(names.SWEPT_TABLES, ([row], layers, returns), strict=True):
-            self.rows[ending] = sorted([*self.rows[ending], *rows], key=self.key)
-
-    def write(self, write_origin) -> None:
-        """The main table last: a run is in it when all that it left is written. Without a row nothing is touched."""
-        if not self.rows[""]:
-            return
-        write_origin(self.paths[""], self.shared)
-        for ending in (*names.SWEPT_TABLES[1:], ""):
-            if self.rows[ending]:
-                columns = list(self.rows[ending][0]) if ending else self.columns
-                write_csv(self.paths[ending], columns, self.rows[ending])
-            else:
-                self.paths[ending].unlink(missing_ok=True)
-
-
-class Sweep(Study):
-    """One run for each value of what STUDY sweeps, and for each of the other constants of which there are several."""
+    endings = names.SWEPT_TABLES
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         super().__init__(settings, dataset, network)
         self.sweep = names.SWEEPS[settings.study]
+        self.columns = list(dict.fromkeys([*COLUMNS, *self.sweep.identity]))
         if settings.study == "batch-size":
             for size in settings.batch_sizes:
                 if size > len(dataset.train):
                     raise UserError(f"BATCH_SIZES: got {size}, takes at most the {len(dataset.train)} training images")
-        self.take_place(self.conditions())
-        self.runs, self.made = plan(settings), {}
-        self.tables = self.read_tables()
-        self.before = {self.tables.key(row) for row in self.tables.rows[""]}
-
-    def read_tables(self) -> Tables:
-        settings, identity = self.settings, self.sweep.identity
-        return Tables(self.folder, settings.study, identity, self.conditions(), settings.extend)
+        self.begin(plan(settings))
 
     def conditions(self) -> dict:
-        """All that the rows of the table have in common, as JSON gives it back."""
         own = {}
         if self.settings.study == "batch-size":
             own = {"equal_steps": dict(zip(("batch_size", "epochs"), equal_steps(self.settings), strict=True))}
-        return json.loads(json.dumps({**self.shared, **own}))
+        return super().conditions(**own)
 
-    def plan(self) -> Iterator[SweptTrial]:
-        yield from self.shared_out(self.runs)
+    def key(self, row: dict) -> tuple:
+        return tuple(float(row[name]) if name != "footing" else row[name] for name in self.sweep.identity)
+
+    order = key
+
+    def key_of(self, run: SweptTrial) -> tuple:
+        return self.key(self.cells(run))
+
+    def name_of(self, run: SweptTrial) -> str:
+        value = names.short(self.cells(run)[self.sweep.column])
+        return f"{self.settings.study} {value} at equal {run.footing}, {run.trial}"
 
     def cells(self, run: SweptTrial) -> dict:
         """What a row of the table tells its run by."""
         found = {"footing": run.footing, "batch_size": self.settings.batch_size, **run.trial._asdict(), **run.changed}
-        return {name: found[name] for name in self.tables.identity}
+        return {name: found[name] for name in self.sweep.identity}
 
     def as_changed(self, run: SweptTrial) -> tuple[SimpleNamespace, dict]:
         """The settings and the conditions of a run."""
@@ -173,43 +133,16 @@ class Sweep(Study):
         shared = conditions(settings, self.dataset, self.network)
         return settings, {**shared, "batch_size": settings.batch_size}
 
-    def train(self, run: SweptTrial, changes: list[Callback]) -> None:
-        """changes: what is done to the gradients, in their order. A run that the table has is passed over."""
-        cells = self.cells(run)
-        if self.tables.key(cells) in self.before:
-            return
+    def run_of(self, run: SweptTrial) -> Run:
+        return run_of(*self.as_changed(run), run.trial)
+
+    def make(self, run: SweptTrial, changes: Sequence[Callback]) -> dict:
         settings, shared = self.as_changed(run)
-        value = names.short(cells[self.sweep.column])
-        name = f"{self.settings.study} {value} at equal {run.footing}, {run.trial}"
+        return train(settings, self.dataset, shared, run.trial, changes)
 
-        def make() -> dict:
-            return train(settings, self.dataset, shared, run.trial, changes)
-
-        self.made.pop(self.tables.key(cells), None)
-        if self.attempt(name, make, lambda: self.train(run, changes)):
-            self.collect()
-
-    def collect(self) -> None:
-        """The tables: the rows that they have (EXTEND), and those of all finished runs of the plan."""
-        with self.table_lock():
-            self.tables = self.read_tables()
-            known = {self.tables.key(row) for row in self.tables.rows[""]}
-            for run in self.runs:
-                key = self.tables.key(self.cells(run))
-                if key not in known and (rows := self.rows_of(key, run)):
-                    self.tables.add(*rows)
-            self.tables.write(self.write_origin)
-
-    def rows_of(self, key: tuple, run: SweptTrial) -> tuple | None:
-        """What a finished run adds to the three tables."""
-        if key not in self.made:
-            final = finished(run_of(*self.as_changed(run), run.trial))
-            if final is None:
-                return None
-            cells, counts = self.cells(run), final["counts"]
-            row = self.row(run, cells, final)
-            self.made[key] = row, death.layer_rows(cells, counts), death.return_rows(cells, counts)
-        return self.made[key]
+    def adds(self, run: SweptTrial, final: dict, folder: Path) -> tuple[list[dict], ...]:
+        cells, counts = self.cells(run), final["counts"]
+        return [self.row(run, cells, final)], death.layer_rows(cells, counts), death.return_rows(cells, counts)
 
     def row(self, run: SweptTrial, cells: dict, final: dict) -> dict:
         """dying_units is the mean over all epochs but the first, cumulative_dead in unit-epochs."""
@@ -230,16 +163,9 @@ class Sweep(Study):
             "seconds": sum(row["seconds"] for row in rows),
             "code": final.get("code"),
         }
-        return {name: found[name] for name in self.tables.columns}
+        return {name: found[name] for name in self.columns}
 
-    def save(self) -> int:
-        """The trends and the figures; prints the table and where all is. Returns the exit status."""
-        self.finish()
-        self.collect()
-        rows = self.tables.rows[""]
-        if rows and not workers.is_worker():
-            from common.reports.sweeps import present  # not before: pandas takes its time
+    def present(self) -> None:
+        from common.reports.sweeps import present  # not before: pandas takes its time
 
-            with self.table_lock():
-                present(self.settings, self.tables.paths[""], self.failures)
-        return self.exit_status(rows)
+        present(self.settings, self.table, self.failures)

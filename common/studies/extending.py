@@ -1,0 +1,81 @@
+"""Tables of earlier commands: never replaced by others, and extended (EXTEND) by what they lack."""
+
+import csv
+import json
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+from common.errors import UserError
+from common.files import origin, read_csv
+
+
+def place_of(settings: SimpleNamespace, shared: dict) -> tuple[Path, str]:
+    """The folder that takes the place of OUTPUT_DIR, and where it is another one, why.
+
+    A table that was made under other conditions is never replaced. With EXTEND it is found where it is, or refused.
+    """
+    base = settings.output_dir
+    kind = "-".join([Path(settings.dataset).name, *([settings.protocol] if hasattr(settings, "protocol") else [])])
+    others = (base / kind if number == 1 else base / f"{kind}-{number}" for number in count(1))
+    table = Path(settings.script) / f"{settings.study}.csv"
+    odd = differing(base / table, shared)
+    if not odd:
+        return base, ""
+    for folder in others:
+        there = (folder / table).exists()
+        if getattr(settings, "extend", False) and not there:
+            return base, ""
+        if not differing(folder / table, shared):
+            return folder, f"{base / table} was made with another {', '.join(odd)} and stays; this goes to {folder}"
+    raise AssertionError
+
+
+def differing(table: Path, shared: dict) -> list[str]:
+    """The names of what a table's rows have in common otherwise; none where there is no table."""
+    if not table.exists():
+        return []
+    try:
+        before = origin(table)["settings"]
+    except UserError:
+        return ["set of conditions, which cannot be read,"]
+    return odd_names(before, json.loads(json.dumps(shared)))
+
+
+def odd_names(before: dict, now: dict) -> list[str]:
+    return sorted(name for name in {*before, *now} - {"methods"} if before.get(name) != now.get(name))
+
+
+def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
+    """The rows of an earlier command's table; none where there is no table.
+
+    Args:
+        table: the CSV; the `settings` behind it are in the .json of the same name.
+        made: the settings of this command, as JSON gives them back. Those of `methods` are compared for the methods
+            that the table has, and completed, in place, with those of the others.
+        columns: the columns that the table must have.
+        later: those of them that a table of an earlier version lacks; they are empty in its rows.
+
+    Raises:
+        UserError: when they were made under other conditions, or cannot be read.
+    """
+    if not table.exists():
+        return []
+    try:
+        before, rows = origin(table)["settings"], read_csv(table)
+    except (UserError, OSError, ValueError, csv.Error) as error:
+        raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
+    methods, own = before.pop("methods", {}), made.get("methods", {})
+    there = {row.get("method") for row in rows}
+    odd = odd_names(before, made)
+    odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
+    rows = [dict.fromkeys(later) | row for row in rows]
+    if odd or any(set(row) != set(columns) for row in rows):
+        raise UserError(
+            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
+            "OUTPUT_DIR"
+        )
+    if own:
+        made["methods"] = {**methods, **own}
+    return rows
