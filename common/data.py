@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from common.errors import UserError
-from common.images import DAMAGED, images_in, printable, read_image, subfolders
+from common.images import DAMAGED, Files, files_of, printable, read_image, splits_of
 from common.machine import devices
 from common.machine.seeds import stream
 
@@ -158,34 +158,11 @@ def digits() -> tuple:
 def image_folder(folder: Path, size: int, workers: int) -> tuple:
     if not folder.is_dir():
         raise UserError(f"DATASET: got {str(folder)!r}; takes cifar10, digits or the path of a folder that exists")
-    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    splits = [split_of(folder / "train"), split_of(test)]
-    classes, others = (classes for classes, _, _ in splits)
-    if classes != others:
-        odd = sorted(set(classes) ^ set(others))
-        raise UserError(f"DATASET: the classes of {folder}/train and {test} differ: {', '.join(odd[:5])}")
-    if len(classes) < 2:
-        raise UserError(f"DATASET: {folder}/train has one class, {classes[0]}; takes two or more")
-    fit_in_memory(sum(len(paths) for _, paths, _ in splits), size)
+    classes, parts = splits_of(folder, "DATASET", ("test", "val"))
+    splits = [files_of(part, classes, "DATASET")[0] for part in parts]
+    fit_in_memory(sum(map(len, splits)), size)
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        arrays = [read_images(paths, labels, size, pool) for _, paths, labels in splits]
-    return *arrays, classes
-
-
-def split_of(folder: Path) -> tuple[list[str], list[str], list[int]]:
-    """The classes of one split, the paths of its images, and the class of each."""
-    takes = "takes a folder with train/ and test/ or val/, one subfolder a class, images in each"
-    classes = subfolders(folder) if folder.is_dir() else []
-    if not classes:
-        raise UserError(f"DATASET: {folder} holds no images (no folder of a class); {takes}")
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = [os.path.join(folder, os.fsdecode(path)) for path, _ in images_in(folder / name, "DATASET")]
-        if not found:
-            raise UserError(f"DATASET: {folder} holds no images of the class {name}; {takes}")
-        paths += found
-        labels += [label] * len(found)
-    return classes, paths, labels
+        return *(read_images(files, size, pool) for files in splits), classes
 
 
 def fit_in_memory(count: int, size: int) -> None:
@@ -198,7 +175,7 @@ def fit_in_memory(count: int, size: int) -> None:
         )
 
 
-def read_images(paths: list[str], labels: list[int], size: int, pool: ThreadPoolExecutor) -> tuple:
+def read_images(files: Files, size: int, pool: ThreadPoolExecutor) -> tuple:
     """All images of a split, uint8 [N, size, size, 3], and their labels; those that cannot be read are named and left
     out.
 
@@ -213,6 +190,7 @@ def read_images(paths: list[str], labels: list[int], size: int, pool: ThreadPool
         except Exception as error:  # a damaged file fails in many ways
             return " ".join(str(error).split()) or type(error).__name__
 
+    paths, labels = [files.path(index) for index in range(len(files))], files.labels
     images, damaged = np.empty((len(paths), size, size, 3), np.uint8), {}
     where = os.path.commonpath(paths)
     for index, found in enumerate(tqdm(pool.map(read, paths), where, len(paths), disable=None)):
@@ -229,10 +207,10 @@ def read_images(paths: list[str], labels: list[int], size: int, pool: ThreadPool
     for line in damaged.values():
         print(f"left out, as it cannot be read: {line}")
     whole = [index for index in range(len(paths)) if index not in damaged]
-    images, labels = (images, labels) if not damaged else (images[whole], [labels[index] for index in whole])
+    images, labels = (images, labels) if not damaged else (images[whole], labels[whole])
     if len(images) > 1 and all(np.array_equal(images[0], image) for image in images[1:]):
         raise UserError(f"DATASET: all {len(images)} images in {where} are alike; look at {paths[whole[0]]}")
-    return images, np.asarray(labels)
+    return images, labels
 
 
 def hold_out(arrays: tuple, count: int) -> tuple[tuple, tuple]:

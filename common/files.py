@@ -119,9 +119,12 @@ def read_tensors(path: Path | str):
     by a single bit as well, or not of that kind.
 
     Raises:
-        OSError: when it cannot be read.
+        RunFailed: when it cannot be read.
     """
-    open(path, "rb").close()
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        raise RunFailed(f"could not read {path} ({error.strerror or error})") from None
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -138,10 +141,7 @@ def load(path: Path) -> dict:
     Raises:
         RunFailed: when it cannot be read; Damaged: when it is damaged or not ours.
     """
-    try:
-        found = read_tensors(path)
-    except OSError as error:
-        raise RunFailed(f"could not read {path} ({error.strerror or error})") from None
+    found = read_tensors(path)
     if not isinstance(found, dict):
         raise Damaged(f"{path} is damaged or not ours; delete it to begin that run again")
     return found

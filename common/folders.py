@@ -9,9 +9,7 @@ as the pretrained weights expect, whatever the images are.
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,13 +20,12 @@ from torch.utils.data import DataLoader
 
 from common import data
 from common.errors import UserError
-from common.images import TRIES, Files, Job, Jobs, Reader, begin, images_in, printable, quiet, subfolders, worker_died
+from common.images import TRIES, Files, Job, Jobs, Reader, begin, files_of, printable, quiet, splits_of, worker_died
 from common.machine import devices, seeds
 from common.machine.process import Interrupts
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of pixels in [0, 1]
 EVALUATED = 128  # images an evaluation batch
-SCANNERS = 32  # threads that list folders, which wait for the file system most of the time
 
 
 # Scanning --------------------------------------------------------------------------------------------------------
@@ -45,43 +42,19 @@ def load(settings) -> "Folder":
             training images than one batch. No image has been read then.
     """
     folder = Path(settings.data_dir)
-    takes = "takes a folder with train/ and val/ (or test/), one subfolder of images a class"
     if not folder.is_dir():
-        raise UserError(f"DATA_DIR: got {str(folder)!r}, which is no folder; {takes}")
-    train = folder / "train"
-    test = next((folder / name for name in ("val", "test") if (folder / name).is_dir()), None)
-    if not train.is_dir() or test is None:
-        raise UserError(f"DATA_DIR: {folder} has no {'val/ (nor test/)' if train.is_dir() else 'train/'}; {takes}")
-    classes, others = subfolders(train), subfolders(test)
-    for part, found in ((train, classes), (test, others)):
-        if not found:
-            raise UserError(f"DATA_DIR: {part} has no subfolders; {takes}")
-    if classes != others:
-        odd = sorted(set(classes) ^ set(others))
-        raise UserError(f"DATA_DIR: the classes of {train} and {test} differ in {len(odd)}: {', '.join(odd[:5])}")
-    if len(classes) < 2:
-        raise UserError(f"DATA_DIR: {train} has one class, {classes[0]}; takes two or more")
-    digest = hashlib.sha256()
-    splits = [scan(part, classes, digest) for part in (train, test)]
+        raise UserError(f"DATA_DIR: got {str(folder)!r}, which is no folder; takes that of the images")
+    classes, parts = splits_of(folder, "DATA_DIR", ("val", "test"))
+    splits, digest = [], hashlib.sha256()
+    for part in parts:
+        files, sizes = files_of(part, classes, "DATA_DIR")  # a folder that is made anew has others
+        for content in (str(len(sizes)).encode(), b"\0".join(files.names), sizes.tobytes()):
+            digest.update(content)
+        splits.append(files)
     if len(splits[0]) < settings.batch_size:
         raise UserError(f"BATCH_SIZE: got {settings.batch_size}, takes at most the {len(splits[0])} training images")
     sizes = settings.image_size, settings.workers, settings.device
     return Folder(str(folder), *splits, classes, digest.hexdigest()[:16], *sizes)
-
-
-def scan(folder: Path, classes: list[str], digest) -> Files:
-    """The images of one split; their names and sizes, which change when a folder is made anew, go into `digest`."""
-    with ThreadPoolExecutor(SCANNERS) as pool:
-        found = list(pool.map(partial(images_in, constant="DATA_DIR"), (folder / name for name in classes)))
-    for name, images in zip(classes, found, strict=True):
-        if not images:
-            raise UserError(f"DATA_DIR: the class {folder / name} holds no images; fill or delete it in every split")
-    names = np.array([name for images in found for name, _ in images])
-    sizes = np.array([size for images in found for _, size in images], dtype=np.int64)
-    labels = np.repeat(np.arange(len(classes)), [len(images) for images in found])
-    for part in (str(len(sizes)).encode(), b"\0".join(names), sizes.tobytes()):
-        digest.update(part)
-    return Files(folder, names, labels)
 
 
 # Batches ---------------------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ RESIZED = 256 / 224  # the shorter side over the side of the centre crop
 DAMAGED = 0.01  # share of a split's images; more of them, and more than one, stop the run
 LONGEST = 16  # the longer side of an image over the shorter one; what is longer is cut off
 TRIES = 20  # images drawn in the place of a damaged one
+SCANNERS = 32  # threads that list folders, which wait for the file system most of the time
 
 
 @dataclass
@@ -190,6 +192,50 @@ def images_in(folder: Path, constant: str) -> list[tuple[bytes, int]]:
                     size = 0
                 found.append((os.fsencode(path[start:]), size))
     return sorted(found)
+
+
+def splits_of(folder: Path, constant: str, tests: tuple[str, str]) -> tuple[list[str], list[Path]]:
+    """The classes of an image folder, and the folders of its training and test images.
+
+    Args:
+        constant: the one that names the folder, for the error.
+        tests: what the folder of test images may be called; the first that is there is taken.
+
+    Raises:
+        UserError: absent split, fewer than two classes, or classes that differ.
+    """
+    takes = f"takes a folder with train/ and {tests[0]}/ (or {tests[1]}/), one subfolder of images a class"
+    test = next((folder / name for name in tests if (folder / name).is_dir()), None)
+    if not (folder / "train").is_dir() or test is None:
+        absent = f"{tests[0]}/ (nor {tests[1]}/)" if (folder / "train").is_dir() else "train/"
+        raise UserError(f"{constant}: {folder} has no {absent}; {takes}")
+    parts = [folder / "train", test]
+    classes, others = found = [subfolders(part) for part in parts]
+    for part, names in zip(parts, found, strict=True):
+        if not names:
+            raise UserError(f"{constant}: {part} has no subfolders; {takes}")
+    if classes != others:
+        odd = sorted(set(classes) ^ set(others))
+        raise UserError(f"{constant}: the classes of {parts[0]} and {test} differ in {len(odd)}: {', '.join(odd[:5])}")
+    if len(classes) < 2:
+        raise UserError(f"{constant}: {parts[0]} has one class, {classes[0]}; takes two or more")
+    return classes, parts
+
+
+def files_of(folder: Path, classes: list[str], constant: str) -> tuple[Files, np.ndarray]:
+    """The images of one split, and the size of each in bytes, int64 [N].
+
+    Raises:
+        UserError: for a class without images; and as `images_in`.
+    """
+    with ThreadPoolExecutor(SCANNERS) as pool:
+        found = list(pool.map(partial(images_in, constant=constant), (folder / name for name in classes)))
+    for name, own in zip(classes, found, strict=True):
+        if not own:
+            raise UserError(f"{constant}: the class {folder / name} holds no images; fill or delete it in every split")
+    names = np.array([name for own in found for name, _ in own])
+    sizes = np.array([size for own in found for _, size in own], dtype=np.int64)
+    return Files(folder, names, np.repeat(np.arange(len(classes)), list(map(len, found)))), sizes
 
 
 def too_long(image: Image.Image) -> Image.Image:

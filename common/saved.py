@@ -36,10 +36,7 @@ def load_network(path: Path | str) -> nn.Module:
 
 def read(path: Path | str) -> dict:
     """The content of a final.pt, tensors and plain values only; raises as `load_network` does, except for shapes."""
-    try:
-        final = read_tensors(path)
-    except OSError as error:
-        raise UserError(f"could not read {path} ({error.strerror or error})") from None
+    final = read_tensors(path)
     if not isinstance(final, dict) or not all(isinstance(final.get(part), dict) for part in PARTS):
         raise UserError(f"{path} is damaged or not the final.pt of a run")
     if final["config"].get("format") != FORMAT:

@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.machine import environment, seeds
 from common.models import batch_norms
 from common.pruning.task import Task, within_floor
+from common.training.gradients import parts_of
 from common.training.loop import Callback, Training
 
 
@@ -72,12 +73,10 @@ class DemonPruning(Callback):
     def shake(self, training: Training) -> None:
         """Before the step: only weight decay sees the difference to adding it to the step, and hardly."""
         parameters = list(training.model.parameters())
-        sizes = [parameter.numel() for parameter in parameters]
-        noise = torch.empty(sum(sizes), device=training.device)
+        noise = torch.empty(sum(parameter.numel() for parameter in parameters), device=training.device)
         noise.normal_(0, self.constants.noise, generator=self.generator)
         live = torch.cat([parameter.grad.flatten() for parameter in parameters]).abs_() > self.STILL
-        parts = zip((noise * live).split(sizes), parameters, strict=True)
-        torch._foreach_add_(parameters, [part.view(parameter.shape) for part, parameter in parts])
+        torch._foreach_add_(parameters, parts_of(noise * live, parameters))
 
     def pull(self, training: Training) -> None:
         now = self.task.strength * one_cycle(training.progress, self.constants.height, self.constants.end)

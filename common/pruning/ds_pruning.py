@@ -190,7 +190,7 @@ class DSPruning(Callback):
         self.dead_epochs = torch.where(dead, self.dead_epochs + 1, 0)
 
     def on_gradients(self, training: Training):
-        if self.step(training) < self.last_step:
+        if training.done < self.last_step:
             self.vitality.observe(training.groups, self.feeders)
         for parameter in self.frozen:
             parameter.grad = None
@@ -199,12 +199,8 @@ class DSPruning(Callback):
         for parameter in self.frozen:
             parameter.requires_grad_(not frozen)
 
-    @staticmethod
-    def step(training: Training) -> int:
-        return training.epoch * training.steps_per_epoch + training.step
-
     def on_step(self, training: Training):
-        step = self.step(training)
+        step = training.done
         if step > self.last_step:
             return
         self.press.apply(training.groups, self.feeders)

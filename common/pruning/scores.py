@@ -268,7 +268,7 @@ class Gradually(Scored):
         self.interval = max(1, (self.last - self.first) // LOOKS)
 
     def on_step(self, training: Training):
-        step = training.epoch * training.steps_per_epoch + training.step
+        step = training.done
         if self.first < step <= self.last and (self.last - step) % self.interval == 0:
             due = planned_sparsity(step, self.first, self.last, self.task.target, self.constants.plan_power)
             self.prune(training, due, step)

@@ -18,6 +18,7 @@ from common.models import conv_and_linear
 from common.pruning.ds_pruning import planned_sparsity
 from common.pruning.scores import check_scoring, scoring_batches
 from common.pruning.task import Task, Unreachable
+from common.training.gradients import parts_of
 from common.training.loop import Callback, Training
 
 UPDATE_STEPS = 100  # between two updates of the masks (Evci et al. 2020)
@@ -47,8 +48,7 @@ def largest(scores: list[Tensor], count: int) -> list[Tensor]:
         start += score.numel()
     mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     mask[flat.topk(count).indices] = True
-    parts = mask.split([score.numel() for score in scores])
-    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+    return parts_of(mask, scores)
 
 
 def erdos_renyi_kernel(shapes: list[torch.Size], count: int) -> list[int]:
@@ -149,9 +149,7 @@ def grow_at_random(task: Task, weights: list, gradients: list, masks: list, step
     """SET (Mocanu et al. 2018, arXiv 1707.04780), at the moments and with the shares of RigL, as Evci et al. run it."""
     generator = torch.Generator().manual_seed(seeds.stream(task.seed, "grown weights", step))
     draws = torch.rand(sum(weight.numel() for weight in weights), generator=generator).to(weights[0].device)
-    parts = draws.split([weight.numel() for weight in weights])
-    growths = [part.view(weight.shape) for part, weight in zip(parts, weights, strict=True)]
-    return moved(masks, weights, growths, step, last)
+    return moved(masks, weights, parts_of(draws, weights), step, last)
 
 
 def grow_by_gradient(task: Task, weights: list, gradients: list, masks: list, step: int, last: int) -> list[Tensor]:
@@ -200,8 +198,7 @@ class Masked(Callback):
 
     def on_gradients(self, training: Training):
         gradients = [weight.grad for weight in self.weights]
-        step = training.epoch * training.steps_per_epoch + training.step
-        before = self.factors
+        step, before = training.done, self.factors
         if self.update and 0 < step <= self.last and (self.last - step) % self.interval == 0:
             self.hold(training, self.update(self.task, self.weights, gradients, self.masks, step, self.last))
             momentum = [training.optimizer.state[weight].get("momentum_buffer") for weight in self.weights]

@@ -1,11 +1,17 @@
 """What is done to the gradients between backward pass and step: callbacks of the loop."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.machine import seeds
 from common.models import batch_norms
 from common.training.loop import Callback, Training
+
+
+def parts_of(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """Parts of a flat tensor, one after another, in the shapes of others."""
+    parts = flat.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 class BatchNormPull(Callback):
@@ -48,10 +54,9 @@ class GradientNoise(Callback):
 
     def on_gradients(self, training: Training):
         gradients = [p.grad for p in training.model.parameters()]
-        sizes = [gradient.numel() for gradient in gradients]
-        noise = torch.empty(sum(sizes), device=training.device).normal_(0, self.deviation, generator=self.generator)
-        parts = zip(noise.split(sizes), gradients, strict=True)
-        torch._foreach_add_(gradients, [part.view(gradient.shape) for part, gradient in parts])
+        noise = torch.empty(sum(gradient.numel() for gradient in gradients), device=training.device)
+        noise.normal_(0, self.deviation, generator=self.generator)
+        torch._foreach_add_(gradients, parts_of(noise, gradients))
 
     def state(self) -> dict:
         return {"generator": self.generator.get_state()}

@@ -68,6 +68,11 @@ class Training:
         return self.epochs * self.steps_per_epoch
 
     @property
+    def done(self) -> int:
+        """Finished steps of all epochs."""
+        return self.epoch * self.steps_per_epoch + self.step
+
+    @property
     def progress(self) -> float:
         """The share of all steps done, in [0, 1]."""
         return (self.epoch + self.step / self.steps_per_epoch) / self.epochs

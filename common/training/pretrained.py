@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.models import ResNet50_Weights
 
-from common.errors import UserError
+from common.errors import RunFailed, UserError
 from common.files import read_tensors
 from common.models import ResNet, resnet50
 
@@ -67,8 +67,8 @@ def read(path: Path) -> dict[str, Tensor]:
     """The tensors in `path`. A file that was there already has met no check of its hash."""
     try:
         weights = read_tensors(path)
-    except OSError as error:
-        raise UserError(f"PRETRAINED: could not read {path} ({error.strerror or error})") from None
+    except RunFailed as error:
+        raise UserError(f"PRETRAINED: {error}") from None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise UserError(
             f"PRETRAINED: {path} is damaged; delete it to have it downloaded again, set TORCH_HOME to a folder with a "
