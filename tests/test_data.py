@@ -220,7 +220,7 @@ def cut(path):
         ("absent", "nowhere"),
         ("one class", "one class, cat"),
         ("no test", r"has no test/ \(nor val/\)"),
-        ("empty class", "train.dog holds no images"),
+        ("empty class", "train.cat holds no images"),
         ("other classes", "differ in 2: dog, mouse"),
         ("damaged", r"2 of 6 images cannot be read; replace or delete them: .*dog.1\.png \(.*dog.2\.png \("),
         ("loop", "cat.loop leads back to a folder that it lies in; delete it"),
