@@ -55,9 +55,8 @@ def test_a_study_by_several_processes_is_the_study_and_is_not_repeated(hour, cal
     whole = files.read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
     assert len(ours) == 7
     assert [{name: row[name] for name in SAME} for row in ours] == [{n: row[n] for n in SAME} for row in whole]
-    begun = time.monotonic()
     status, output, _ = hour("--device cpu --jobs 2 --steps neuron-sparsity", pruned)
-    assert (status, "done before" in output, time.monotonic() - begun < 5) == (0, True, True)
+    assert (status, "done before" in output, ": begins" in output) == (0, True, False)
 
 
 def test_what_was_done_with_other_flags_is_done_again(hour, tmp_path):
