@@ -41,14 +41,13 @@ def script_module(name: str):
 def call(tmp_path, capsys, monkeypatch):
     """call("Resnet18", "--epochs 2 ...") -> (exit status, output, error lines), on the digits unless told otherwise.
 
-    Figures are drawn coarsely and the speed of inference is measured once: half the time of a short study.
+    Figures are not laid out and the speed of inference is measured once: half the time of a short study.
     """
     from common.machine import process
     from common.reports import canvas
     from common.studies import sparsity
 
-    for name, value in {"savefig.dpi": 30, "figure.constrained_layout.use": False}.items():
-        monkeypatch.setitem(canvas.STYLE, name, value)
+    monkeypatch.setitem(canvas.STYLE, "figure.constrained_layout.use", False)
     monkeypatch.setattr(sparsity, "inference_speedup", partial(sparsity.inference_speedup, rounds=1))
 
     def run(script: str, flags: str = "", **places) -> tuple[int, str, str]:

@@ -43,7 +43,7 @@ STUDIES = {  # script and flags
     ),
     "accumulation": ("Resnet18", "--precision fp32 --epochs 2 --learning-rates 0.05 --regularization 0 0.01"),
     "gpu protocol": ("Resnet18", f"{LIKE_THE_GPU} --learning-rates 0.05"),
-    "batch-size": ("Resnet18", f"{SHORT} --study batch-size --batch-sizes 32 64"),
+    "batch-size": ("Resnet18", f"{SHORT} --study batch-size --batch-sizes 96 192"),
     "learning-rate": ("Resnet18", f"{SOME} --study learning-rate --learning-rates 0.01 0.1"),
     "regularization": ("Resnet18", f"{SOME} --study regularization --regularizations 0 0.03"),
     "Leaky ReLU": ("LeakyReLU", "--precision fp32 --epochs 2 --learning-rates 0.05"),
