@@ -22,15 +22,11 @@ from common.machine import process
 from common.reports import tables
 
 
-def flat(config: dict, head: str = "") -> dict:
-    """Nested constants under one name each: {"network": {"width": 8}} to {"width": 8}; method constants keep theirs."""
-    found = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            found |= flat(value, "" if name in ("network", "constants") else f"{name}.")
-        else:
-            found[head + name] = " ".join(map(str, value)) if isinstance(value, list) else value
-    return found
+def flat(config: dict) -> dict:
+    """Nested constants under one name each: {"network": {"width": 8}} to {"width": 8}."""
+    (found,) = pd.json_normalize(config).to_dict("records")
+    texts = {name: " ".join(map(str, value)) for name, value in found.items() if isinstance(value, list)}
+    return {name.removeprefix("network.").removeprefix("constants."): v for name, v in {**found, **texts}.items()}
 
 
 def line(folder: Path) -> dict:

@@ -169,15 +169,11 @@ class UnitCounts(Callback):
         self.watch = units.UnitWatch(model, example, passes)
         self.history: list[units.Counts] = []
 
-    def on_start(self, training: Training):
-        self.follow(training)
-
-    def on_step(self, training: Training):
-        self.follow(training)
-
     def follow(self, training: Training):
         if training.groups is not None:
             self.watch.follow(training.groups)
+
+    on_start = on_step = follow
 
     def on_epoch_end(self, training: Training):
         before = self.history[-1] if self.history else None

@@ -15,15 +15,6 @@ class SameDecisions(Callback):
         self.known: tuple | None = None
         self.digest = distributed.digest()
 
-    def on_start(self, training: Training):
-        self.compare(training)
-
-    def on_epoch_start(self, training: Training):
-        self.compare(training)
-
-    def on_step(self, training: Training):
-        self.compare(training)
-
     def compare(self, training: Training):
         if environment.ranks() == 1:
             return
@@ -36,6 +27,8 @@ class SameDecisions(Callback):
                 f"the processes decided differently in epoch {training.epoch + 1}, step {training.step}: their masks "
                 f"and shapes are {', '.join(found)}; the last checkpoint, from before, is kept"
             )
+
+    on_start = on_epoch_start = on_step = compare
 
     @staticmethod
     def of(training: Training) -> str:
