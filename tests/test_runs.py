@@ -58,5 +58,13 @@ def test_each_run_is_a_line_with_what_tells_it_from_the_others(call, capsys, tmp
     assert len(lines) == 4
 
 
+def test_what_only_a_hash_would_tell_apart_is_a_column():
+    first = {"network": {"name": "my:net", "code": "1a", "width": 4}, "constants": {"definition": {"score": "mean"}}}
+    second = {"network": {**first["network"], "code": "2b"}, "constants": {"definition": {"score": "largest"}}}
+    one, two = runs.flat(first), runs.flat(second)
+    assert one == {"network": "my:net", "network_code": "1a", "width": 4, "definition.score": "mean"}
+    assert {name for name in one if one[name] != two[name]} == {"network_code", "definition.score"}
+
+
 def test_a_folder_without_runs_is_named(tmp_path):
     assert refused(tmp_path) == f"{tmp_path}: no runs there; takes the RUN_DIR of a script"

@@ -21,10 +21,13 @@ from common.files import load, read_csv
 from common.machine import process
 from common.reports import tables
 
+# In a run's constants -> the column: a run has a name and code of its own.
+OF_NETWORK = {"network.name": "network", "network.code": "network_code"}
+
 
 def flat(config: dict) -> dict:
     """Nested constants under one name each: {"network": {"width": 8}} to {"width": 8}."""
-    (found,) = pd.json_normalize(config).to_dict("records")
+    (found,) = pd.json_normalize(config).rename(columns=OF_NETWORK).to_dict("records")
     texts = {name: " ".join(map(str, value)) for name, value in found.items() if isinstance(value, list)}
     return {name.removeprefix("network.").removeprefix("constants."): v for name, v in {**found, **texts}.items()}
 
