@@ -1,11 +1,13 @@
 """The table of a sparsity study."""
 
 import numpy as np
+import pandas as pd
+import pytest
 from filelock import FileLock
 from matplotlib.text import Text
 
 from common.files import read_csv
-from common.reports import canvas, figures
+from common.reports import canvas, figures, tradeoff
 from common.studies import sparsity
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
@@ -93,8 +95,28 @@ def test_the_course_of_a_run_shows_all_that_was_decided_and_what_came_back(tmp_p
     texts = {text.get_text() for text in drawn[0].findobj(Text)}
     assert {"planned", "measured", "chosen", "cut", "dead by themselves", "units revived", "stem"} <= texts
     lines = [line.get_xydata() for line in drawn[0].axes[1].get_lines()[:4]]
-    assert [line[-1].tolist() for line in lines] == [[70, 49], [70, 35], [70, 14], [60, 3]]
-    assert np.array_equal(lines[3], [[20, 0], [40, 0], [60, 3]])  # after each of the epochs until the last decision
+    assert [line[-1].tolist() for line in lines] == [[100, 49], [100, 35], [100, 14], [100, 4]]
+    assert np.array_equal(lines[3], [[20, 0], [40, 0], [60, 3], [80, 3], [100, 4]])  # after each of the epochs
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_of_one_target_the_labels_stand_beside_their_points(tmp_path, monkeypatch, wide):
+    accuracies = {"dense": 0.8, "random": 0.5, "ds-pruning": 0.7, "snap": 0.6}
+    rows = [
+        {"method": method, "target": 0.5, "strength": None, "seed": 0, "test_accuracy": accuracy, "at": 0.5 + i / 1000}
+        for i, (method, accuracy) in enumerate(accuracies.items())
+    ]
+    drawn = []
+    monkeypatch.setattr(canvas, "save", lambda figure, path: drawn.append(figure))
+    tradeoff.tradeoff_figure(pd.DataFrame(rows), tmp_path / "x.png", "x", "at", "%", {}, wide)
+    drawn[0].draw_without_rendering()
+    (axes,), frame = drawn[0].axes, drawn[0].axes[0].get_window_extent()
+    labels = [text for text in axes.texts if text.get_text() != "dense"]
+    assert sorted(text.get_text() for text in labels) == ["DS-Pruning", "SNAP", "random"]
+    for label in labels:
+        point = axes.transData.transform(label.xy)[0]
+        assert frame.x0 + 0.3 * frame.width < point < label.get_window_extent().x0 < point + 0.1 * frame.width
+        assert label.get_window_extent().x1 < frame.x1
 
 
 def test_what_was_measured_once_is_kept_and_measured_anew_only_where_it_is_damaged(tmp_path):

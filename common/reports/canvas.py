@@ -4,6 +4,7 @@ Figures are made without pyplot, which would look for a screen; and what draws i
 study imports this module before it trains.
 """
 
+import textwrap
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from common import names
 from common.files import write
+from common.settings import identity
 
 # Dark to light in grey print too; the line style tells them apart where colour cannot.
 COLOURS = ("#00204d", "#b2182b", "#35978f", "#d6a000", "#8073ac", "#7f3b08", "#4393c3", "#525252", "#de77ae")
@@ -48,7 +50,8 @@ def canvas(
 
     with rc_context(style):
         figure = Figure(size)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        lines = [line for part in title.split("\n") for line in textwrap.wrap(part, int(12.5 * size[0]))]
+        figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=10)
         if notes:
             figure.supxlabel(notes, x=0.01, ha="left", color=QUIET, fontsize=8)
         yield figure.subplots(*shape, squeeze=False, **shared)
@@ -78,7 +81,9 @@ def what(settings) -> str:
     network = names.NETWORKS.get(settings.network, settings.network)
     parts = [f"{network} with {names.ACTIVATION_LABELS.get(settings.activation, settings.activation)}"]
     parts += [f"width {settings.width}", f"{settings.epochs} epoch{'s' * (settings.epochs != 1)}"]
-    parts += [f"gradient noise {settings.noise_std:g}"] if getattr(settings, "noise_std", 0) else []
+    for name, words in (("gradient_clip", "gradient norm clipped at"), ("noise_std", "gradient noise")):
+        value = getattr(settings, name, 0)
+        parts += [f"{words} {value:g}"] if value and identity.is_read(name, settings.study) else []
     return ", ".join([*parts, dataset_name(settings.dataset)])
 
 
@@ -99,7 +104,7 @@ def apart(axes, heights: list[float]) -> list[float]:
                 heights[i] -= overlap / 2
                 heights[i + 1] += overlap / 2
         if heights:
-            heights[0] = max(heights[0], low)
+            heights[0] = max(heights[0], low + gap / 2)
     return heights
 
 
@@ -111,17 +116,30 @@ def label_ends(axes, ends: list[tuple[float, str, str]]) -> None:
         axes.text(1.04, height, text, color=colour, va="center", fontsize=8, transform=place)
 
 
+NEAR = 0.12  # of the panel's width
+
+
 def label_points(axes, ends: list[tuple[float, float, str, str]]) -> None:
-    """Writes (place, height, text, colour) in a column on the right, moved apart as above, and a line to each point."""
+    """Writes (place, height, text, colour) right of the points, in a column for those that are near each other, moved
+    apart as above, and a line to each point."""
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import ScaledTranslation
 
-    place = max((end[0] for end in ends), default=None)
+    across = axes.transData - axes.transAxes  # to shares of the panel
     beside = axes.transData + ScaledTranslation(12 / 72, 0, axes.figure.dpi_scale_trans)
-    ends = sorted(ends, key=lambda end: end[1])
-    for (*point, text, colour), height in zip(ends, apart(axes, [end[1] for end in ends]), strict=True):
-        line = {"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 2}
-        style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": beside, "arrowprops": line}
-        axes.annotate(text, point, (place, height), **style)
+    columns: list[list] = []
+    for end in sorted(ends):
+        at = across.transform(end[:2])[0]
+        if not columns or at - across.transform(columns[-1][-1][:2])[0] > NEAR:
+            columns.append([])
+        columns[-1].append(end)
+    for column in columns:
+        place, column = column[-1][0], sorted(column, key=lambda end: end[1])
+        for (*point, text, colour), height in zip(column, apart(axes, [end[1] for end in column]), strict=True):
+            line = dict(arrowstyle="-", color=colour, linewidth=0.5, relpos=(0, 0.5), shrinkA=1, shrinkB=2)
+            style = {"color": colour, "fontsize": 8, "va": "center", "textcoords": beside, "arrowprops": line}
+            around = [withStroke(linewidth=2, foreground="white")]
+            axes.annotate(text, point, (place, height), path_effects=around, **style)
 
 
 def mean_of(seeds: Collection[int]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.reports.canvas import QUIET, STYLE, canvas, label_ends, lowest, mean_of, style
+from common.reports.canvas import QUIET, STYLE, canvas, label_points, lowest, mean_of, style
 from common.reports.tables import Series, over
 
 Lines = dict[str, pd.DataFrame]  # label of a line -> its rows
@@ -16,11 +16,12 @@ def draw_lines(axes, lines: dict[str, Series], last_epoch: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for index, (epochs, mean, spread) in enumerate(lines.values()):
-        (line,) = axes.plot(epochs, mean, marker="o" if len(epochs) == 1 else None, **style(index))
+        lone = {"marker": "o", "clip_on": False} if len(epochs) == 1 else {}
+        (line,) = axes.plot(epochs, mean, **lone, **style(index))
         if spread.any():
             axes.fill_between(epochs, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set_xlim(1 if last_epoch > 1 else 0.5, last_epoch)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim((1, last_epoch) if last_epoch > 1 else (0.5, 1.5))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 PANELS = (
@@ -44,17 +45,23 @@ def draw_panel(axes, panel: int, groups: Lines, span: tuple[float, float], publi
     """One quantity by epoch: a line a group, its label at the end; for dying units the coin toss and the paper's."""
     name, value = PANELS[panel]
     lines = {label: over(rows["epoch"], value(rows)) for label, rows in groups.items()}
-    draw_lines(axes, lines, max(rows["epoch"].max() for rows in groups.values()))
+    last = max(rows["epoch"].max() for rows in groups.values())
+    draw_lines(axes, lines, last)
+    right = axes.get_xlim()[1]
     axes.set(xlabel="Epoch", title=name, ylim=span)
-    ends = [(mean[-1], label, style(i)["color"]) for i, (label, (_, mean, _)) in enumerate(lines.items()) if len(mean)]
+    ends = [
+        (last, mean[-1], label, style(i)["color"]) for i, (label, (_, mean, _)) in enumerate(lines.items()) if len(mean)
+    ]
     if panel == 0:
         axes.axhline(50, color=QUIET, linewidth=0.8, linestyle=":")
-        ends.append((50, "coin toss", QUIET))
+        if not ends:
+            axes.text(0.5, 0.25, "known from epoch 2 on", transform=axes.transAxes, ha="center", color=QUIET)
+        ends.append((right, 50, "coin toss", QUIET))
         for label, shares in published.items():
             for share in shares:
                 axes.axhline(share, xmin=0.9, color=QUIET, linewidth=0.9)
-            ends.append((float(np.mean(shares)), label, QUIET))
-    label_ends(axes, ends)
+            ends.append((right, float(np.mean(shares)), label, QUIET))
+    label_points(axes, ends)
 
 
 def caption(groups: list[pd.DataFrame]) -> str:
@@ -106,7 +113,7 @@ def layers_figure(table: pd.DataFrame, layers: list[str], path: Path, title: str
             look = {"cmap": "Greys", "norm": PowerNorm(0.5, 0, 1), "interpolation": "nearest"}
             image = axes.imshow(share.to_numpy().T, aspect="auto", extent=extent, **look)
             axes.set(title=label, yticks=range(len(layers)), yticklabels=layers)
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             if not share.any(axis=None):
                 axes.text(0.5, 0.5, "no unit dead", transform=axes.transAxes, ha="center", color=QUIET)
         for axes in lowest(grid):

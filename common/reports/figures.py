@@ -218,25 +218,24 @@ def course_figure(courses: dict[str, dict], path: Path, title: str) -> None:
     """
     with canvas(path, title, (len(courses), 3), (11.5, 2.5 * len(courses) + 0.4)) as grid:
         for (label, course), (plan, groups, widths) in zip(courses.items(), grid, strict=True):
-            moments = [100 * entry["step"] / course["steps"] for entry in course["log"]]
+            moments = [*(100 * entry["step"] / course["steps"] for entry in course["log"]), 100]
             ends = []
             for name, colour, line in (("planned", QUIET, ":"), ("measured", COLOURS[0], "-")):
-                values = [100 * entry[name] for entry in course["log"]]
+                values = [100 * entry[name] for entry in (*course["log"], course["log"][-1])]
                 plan.plot(moments, values, color=colour, linestyle=line)
                 ends.append((values[-1], name, colour))
-            plan.set(xlabel="Training (%)", title=f"{label}: sparsity (%)", xlim=(0, moments[-1]))
+            plan.set(xlabel="Training (%)", title=f"{label}: sparsity (%)", xlim=(0, 100))
             label_ends(plan, ends)
             ends = []
             for index, name in enumerate(("chosen", "cut", "cut_dead_by_themselves")):
-                values = np.cumsum([entry[name] for entry in course["log"]])
+                values = np.cumsum([*(entry[name] for entry in course["log"]), 0])
                 groups.plot(moments, values, **style(index))
                 ends.append((values[-1], name.replace("cut_dead", "dead").replace("_", " "), COLOURS[index]))
             epochs = 100 * np.arange(1, len(course["revived"]) + 1) / len(course["revived"])
-            seen = epochs <= moments[-1]
-            values = np.cumsum(course["revived"])[seen]
-            groups.plot(epochs[seen], values, **style(3))
-            ends.append((values[-1] if len(values) else 0, "units revived", COLOURS[3]))
-            groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, moments[-1]))
+            values = np.cumsum(course["revived"])
+            groups.plot(epochs, values, **style(3))
+            ends.append((values[-1], "units revived", COLOURS[3]))
+            groups.set(xlabel="Training (%)", title="Groups so far", xlim=(0, 100))
             label_ends(groups, ends)
             places = range(len(course["widths"]))
             widths.bar(places, course["dense_widths"], color="#dddddd")

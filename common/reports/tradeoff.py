@@ -65,6 +65,17 @@ def logarithmic(axes) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def limit(axes, wide: bool) -> None:
+    """Ends the axis at the last point; where all points are near each other, as those of one target, gives them room:
+    10 per cent, or on a logarithmic axis a factor of 4."""
+    low, high = axes.dataLim.intervalx
+    spare = 2 / (high / low) ** 0.5 if wide else 5 - (high - low) / 2
+    if spare > wide:
+        axes.set_xlim((low / spare, high * spare) if wide else (low - spare, high + spare))
+    else:
+        axes.set_xlim(right=high)
+
+
 def tradeoff_figure(
     rows: pd.DataFrame, path: Path, title: str, x: str, axis: str, published: dict[str, dict[float, float]], wide=False
 ) -> None:
@@ -90,13 +101,12 @@ def tradeoff_figure(
             if len(shown) > 1:
                 axes.plot(shown.keys(), shown.values(), color=QUIET, linewidth=0.8, linestyle=":")
                 ends.append((max(shown), shown[max(shown)], f"paper, {label(method)}", QUIET))
-        right = max(place for place, *_ in ends)
-        if len(dense):
-            accuracies = 100 * dense["test_accuracy"]
-            draw_dense(axes, accuracies)
-            ends.append((right, accuracies.mean(), "dense", "black"))
         axes.set(xlabel=axis, ylabel="Test accuracy (%)")
         if wide:
             logarithmic(axes)
-        axes.set_xlim(right=right)
+        limit(axes, wide)
+        if len(dense):
+            accuracies = 100 * dense["test_accuracy"]
+            draw_dense(axes, accuracies)
+            ends.append((axes.get_xlim()[1], accuracies.mean(), "dense", "black"))
         label_points(axes, ends)
