@@ -25,6 +25,16 @@ def silent(classes):
 
 def wrong(classes):
     return nn.Linear(width, classes)
+
+class Viewing(nn.Sequential):
+    def forward(self, x):
+        return self[2](self[1](self[0](x)).view(len(x), -1))
+
+def viewing(classes):
+    return Viewing(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Linear(288, classes))
+
+def uncut(classes):
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, classes))
 """
 QUICK = "--epochs 2 --hold-out 1300"
 
@@ -99,6 +109,13 @@ def test_a_file_never_names_the_code_that_is_run(call, own, tmp_path):
     load_network(path)
 
 
+def test_what_cannot_be_pruned_is_told_where_it_is_to_be(call, own):
+    flags = f"{QUICK} --network my_networks:uncut --study neuron-sparsity --methods dense"
+    status, _, error = call("Resnet18", flags)
+    assert status == 2
+    assert "cannot be used: GroupError: cannot trace Sequential: the channels of 0 stay: cannot cut channels" in error
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -110,6 +127,10 @@ def test_a_file_never_names_the_code_that_is_run(call, own, tmp_path):
         ("no_such:tiny", "NETWORK: got 'no_such:tiny', which cannot be imported: ModuleNotFoundError: No module"),
         ("my_networks:seven", "NETWORK: my_networks:seven gives [1, 7] for one image and 10 classes"),
         ("my_networks:silent", "NETWORK: my_networks:silent cannot be used: ValueError: units cannot be counted in"),
+        (
+            "my_networks:viewing",
+            "NETWORK: my_networks:viewing cannot be used: RuntimeError: view size is not compatible",
+        ),
         (
             "my_networks:wrong",
             "NETWORK: my_networks:wrong cannot be used: NameError: name 'width' is not defined (my_networks.py, "

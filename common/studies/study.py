@@ -23,6 +23,7 @@ from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
 from common.studies.extending import place_of, rows_to_extend
+from common.tracing import find_groups
 from common.training import code
 from common.training.callbacks import DeadAtEnd
 from common.training.fit import finished, fit
@@ -63,10 +64,12 @@ def check_network(settings: SimpleNamespace, network: dict, dataset: data.Datase
     if ":" not in name:
         return
     try:
-        model = models.build(network)
-        units.UnitWatch(model, dataset.example.cpu()).close()
+        model, example = models.build(network).to(memory_format=torch.channels_last), dataset.example.cpu()
+        units.UnitWatch(model, example).close()
         with torch.no_grad():
-            shape = tuple(model.eval()(dataset.example.cpu()).shape)
+            shape = tuple(model.eval()(example).shape)
+        if settings.study in names.MEASURES:
+            find_groups(model, example)
     except Exception as error:  # whatever code of one's own may raise
         raise UserError(f"NETWORK: {name} cannot be used: {told(error)}") from error
     if shape != (1, network["classes"]):
