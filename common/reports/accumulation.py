@@ -156,7 +156,7 @@ def results_of(output_dir: Path, script: str) -> tuple[dict, pd.DataFrame] | Non
 
 def made_alike(settings: SimpleNamespace, scripts: tuple[str, ...]) -> dict[str, tuple[Path, pd.DataFrame]]:
     """Script -> the folder with its results and their rows, of those that were made as this script's were: in the same
-    folder, or in one beside it (`studies.study.place_of`)."""
+    folder, or in one beside it (`studies.extending.place_of`)."""
     own, found = results_of(settings.output_dir, settings.script)[0], {}
     beside = sorted(path.parent.parent for path in settings.base_dir.glob("*/*/accumulation.csv"))
     places = [settings.output_dir, settings.base_dir, *beside]

@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.files import read_csv
+
 Series = tuple[np.ndarray, np.ndarray, np.ndarray]  # keys in order, mean and standard deviation at each
 
 
 def read(path: Path) -> pd.DataFrame:
-    """The table of a study, NaN for an empty field; empty where there is no file."""
-    return pd.read_csv(path) if path.exists() else pd.DataFrame()
+    """The table of a study, numbers to the last bit, NaN for an empty field; empty where there is no file."""
+    rows = pd.DataFrame(read_csv(path) if path.exists() else [])  # pandas 2 rounds what it reads itself
+    return rows.astype({name: float for name in rows if rows[name].isna().all()})
 
 
 def over(by: pd.Series, values: pd.Series) -> Series:
