@@ -24,7 +24,7 @@ from common.models.activations import (
 )
 from common.models.resnet import ResNet, resnet18, resnet50
 from common.models.rewriting import own_activations
-from common.models.vgg import vgg16_bn
+from common.models.vgg import VGG16BN
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,6 +32,7 @@ __all__ = [
     "NETWORKS",
     "Inputs",
     "ResNet",
+    "VGG16BN",
     "activation_layers",
     "batch_norm_before",
     "batch_norms",
@@ -48,12 +49,11 @@ __all__ = [
     "resnet18",
     "resnet50",
     "units",
-    "vgg16_bn",
     "watched",
 ]
 
 # name -> function of the number of classes and of any of OPTIONS
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50, "vgg16-bn": vgg16_bn}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet18": resnet18, "resnet50": resnet50, "vgg16-bn": VGG16BN}
 OPTIONS = ("channels", "width", "stem", "activation")
 
 

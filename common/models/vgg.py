@@ -8,7 +8,7 @@ from common.models.resnet import conv_bn
 STAGES = ((1, 1), (2, 2), (4, 4, 4), (8, 8, 8), (8, 8, 8))  # widths of the convolutions, in those of the first
 
 
-class VGG(nn.Module):
+class VGG16BN(nn.Module):
     """Stages of 3x3 convolutions, a max pool behind each, and one linear layer behind their mean over all positions.
 
     Images [B, channels, H, W] -> logits [B, classes]. (The three linear layers of the original are for large images.)
@@ -32,8 +32,3 @@ class VGG(nn.Module):
             x = act(norm(conv(x)))
             x = self.pool(x) if number in self.ends else x
         return self.fc(x.mean((2, 3)))
-
-
-def vgg16_bn(classes: int, channels: int = 3, width: int = 64, activation: str = "relu") -> VGG:
-    """VGG-16-BN. Options: channels (of the images), width (of the first stage), activation."""
-    return VGG(classes, channels, width, activation)

@@ -50,10 +50,10 @@ def source(path: Path, made: dict) -> str:
 # Pages -----------------------------------------------------------------------------------------------------------
 
 
-def by_target(table: pd.DataFrame, value: str, decimals: int = 1) -> pd.DataFrame:
+def by_target(table: pd.DataFrame, value: str) -> pd.DataFrame:
     """A row for each method, a column for each target, the best mean over all targets first."""
     order = table.groupby(["method", "target"])[value].mean().groupby("method").mean().sort_values(ascending=False)
-    cells = over_seeds(table, ["method", "target"], value, decimals=decimals).unstack().reindex(order.index)
+    cells = over_seeds(table, ["method", "target"], value).unstack().reindex(order.index)
     cells.columns = [f"{100 * target:g} %" for target in cells.columns]
     cells.insert(0, "method", [label(method) for method in cells.index])
     return cells

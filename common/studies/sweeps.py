@@ -93,8 +93,8 @@ class Sweep(Study):
 
     endings = names.SWEPT_TABLES
 
-    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
-        super().__init__(settings, dataset, network)
+    def __init__(self, settings: SimpleNamespace, dataset: data.Dataset):
+        super().__init__(settings, dataset)
         self.sweep = names.SWEEPS[settings.study]
         self.columns = list(dict.fromkeys([*COLUMNS, *self.sweep.identity]))
         if settings.study == "batch-size":
