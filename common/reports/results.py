@@ -42,9 +42,12 @@ def conditions(settings: dict) -> str:
     )
 
 
+def link(text: str, path: Path) -> str:
+    return f"[{text}](../../{path.relative_to(ROOT).as_posix()})"
+
+
 def source(path: Path, made: dict) -> str:
-    link = f"../../{path.relative_to(ROOT).as_posix()}"
-    return f"[Table]({link}); the last command that wrote to it: `python {made['command']}`.\n"
+    return f"{link('Table', path)}; the last command that wrote to it: `python {made['command']}`."
 
 
 # Pages -----------------------------------------------------------------------------------------------------------
@@ -124,12 +127,9 @@ def sparsity_section(path: Path) -> str:
         parts.append("The paper's test accuracy, read off its figure (width 64, 100 to 300 epochs):\n")
         parts.append(markdown(lines))
     summary, figure = path.with_name(f"{path.stem}-summary.md"), path.with_suffix(".png")
-    links = [
-        f"[{text}](../../{file.relative_to(ROOT).as_posix()})"
-        for text, file in (("differences to DS-Pruning, their intervals and verdicts", summary), ("figure", figure))
-        if file.exists()
-    ]
-    parts.append(f"{source(path, made).strip()} Also: {', '.join(links)}.\n")
+    others = {"differences to DS-Pruning, their intervals and verdicts": summary, "figure": figure}
+    links = [link(text, file) for text, file in others.items() if file.exists()]
+    parts.append(f"{source(path, made)} Also: {', '.join(links)}.\n")
     return "\n".join(parts)
 
 
@@ -168,16 +168,13 @@ def sweep_section(path: Path) -> str:
     for name in by:
         cells[name] = [value if name == "footing" else f"{value:g}" for value in cells[name]]
     cells = cells.rename(columns=names.COLUMN_LABELS)
-    trends = path.with_name(f"{path.stem}-trends.md")
+    figure, trends = path.with_suffix(".png"), path.with_name(f"{path.stem}-trends.md")
     parts = [
         f"## {path.stem.replace('-', ' ').capitalize()}\n",
         f"{conditions(settings)} {table['units'].iloc[0]} units.\n",
+        markdown(cells),
+        f"{source(path, made)} {link('Figure', figure)}, {link('trends', trends)}.\n",
     ]
-    parts.append(markdown(cells))
-    parts.append(
-        f"{source(path, made).strip()} [Figure](../../{path.with_suffix('.png').relative_to(ROOT).as_posix()}), "
-        f"[trends](../../{trends.relative_to(ROOT).as_posix()}).\n"
-    )
     return "\n".join(parts)
 
 
@@ -236,7 +233,7 @@ def scripts_page(plots: Path) -> str:
         found.insert(0, "script", f"`{path.parent.name}.py`")
         found.insert(1, "activation", names.ACTIVATION_LABELS[settings["activation"]])
         rows.append(found)
-        lines.append(f"- {conditions(settings)} {source(path, made).strip()}\n")
+        lines.append(f"- {conditions(settings)} {source(path, made)}\n")
     table = pd.concat(rows)
     for name in ("learning_rate", "regularization"):
         table[name] = [f"{value:g}" for value in table[name]]
