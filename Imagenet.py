@@ -68,6 +68,7 @@ DEVICE = "auto"  # auto, cpu, cuda, mps or xpu; in a single process also one of 
 PRECISION = "auto"  # auto, bf16 or fp32; auto: bf16 where the hardware has it
 WORKERS = 4  # processes that read images, for each training process; 0: it reads them itself
 CHECKPOINT_STEPS = 1000  # steps between two checkpoints within an epoch; 0: only after every epoch
+SILENCE = 90.0  # seconds without a sign of life after which a process counts as stopped, and the others end
 
 
 def main() -> int:

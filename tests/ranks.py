@@ -1,10 +1,12 @@
 """One of several processes that go through the same commands, as torchrun would start them: `ranks.py CASES OUT`.
 
-CASES is a JSON list of {script, flags, spoil}; OUT gets a JSON list of [exit status, error lines]. `spoil` names what
-goes wrong in one process.
+CASES is a JSON list of {script, flags, spoil}; OUT gets a JSON list of [exit status, error lines] of all but the last,
+in which the processes end. `spoil` names what goes wrong in one process.
 """
 
 import json
+import os
+import signal
 import sys
 from contextlib import redirect_stderr
 from io import StringIO
@@ -19,6 +21,7 @@ from common.errors import UserError  # noqa: E402
 from common.groups import Groups  # noqa: E402
 from common.machine import distributed, environment, process  # noqa: E402
 from common.pruning.sparse import Masked  # noqa: E402
+from common.studies import sparsity  # noqa: E402
 from common.training import checkpoints  # noqa: E402
 from tests.conftest import script_module  # noqa: E402
 
@@ -40,7 +43,7 @@ def masks_one_other(patch):
     honest = Masked.hold
 
     def hold(self, run, masks):
-        if RANK == 1 and run.step > 3:
+        if RANK == 1 and run.step > 1:
             masks[0].view(-1)[:8] ^= True
         honest(self, run, masks)
 
@@ -82,21 +85,38 @@ def stops_after_step_3(patch):
     patch.setattr(checkpoints.Checkpoints, "on_step", on_step)
 
 
-SPOILS = (cuts_one_fewer, masks_one_other, cannot_read, cannot_write, other_flags, stops_after_step_3)
+def falls_silent(patch):
+    honest = checkpoints.Checkpoints.on_step
+
+    def on_step(self, run):
+        honest(self, run)
+        if run.step == 4 and RANK == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    patch.setattr(checkpoints.Checkpoints, "on_step", on_step)
+
+
+SPOILS = (cuts_one_fewer, masks_one_other, cannot_read, cannot_write, other_flags, stops_after_step_3, falls_silent)
+
+
+def begin(case: dict, patch) -> int:
+    sys.argv = [case["script"] + ".py", *case["flags"].split()]
+    for spoil in SPOILS:
+        if spoil.__name__ == case.get("spoil"):
+            spoil(patch)
+    return process.run(script_module(case["script"]).main)
 
 
 def outcome(case: dict) -> list:
-    sys.argv = [case["script"] + ".py", *case["flags"].split()]
     with pytest.MonkeyPatch.context() as patch, redirect_stderr(StringIO()) as error:
         patch.setattr(distributed, "leave", lambda status: None)  # there is a next case
-        for spoil in SPOILS:
-            if spoil.__name__ == case.get("spoil"):
-                spoil(patch)
-        status = process.run(script_module(case["script"]).main)
+        status = begin(case, patch)
     return [status, error.getvalue()]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    cases, out = Path(sys.argv[1]), Path(sys.argv[2])
-    out.write_text(json.dumps([outcome(case) for case in json.loads(cases.read_text())]))
+    sparsity.inference_speedup = lambda *_: 1.0  # measured for seconds
+    *before, last = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[2]).write_text(json.dumps([outcome(case) for case in before]))
+    begin(last, pytest.MonkeyPatch())

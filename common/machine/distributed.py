@@ -15,6 +15,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from functools import cache
 
@@ -24,9 +25,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.machine.environment import rank, ranks
+from common.machine.pulse import SOON, Pulse
 
 TIMEOUT = timedelta(minutes=30)  # of one exchange: reading a large folder's names may take its time
 GOODBYE = timedelta(seconds=30)  # how long a process that ends in an error waits for the others
+pulse: Pulse | None = None  # of this process, once it has joined
 
 
 @cache
@@ -34,12 +37,18 @@ def meeting_place() -> dist.Store:
     return next(dist.rendezvous("env://", timeout=TIMEOUT))[0]
 
 
-def join(backend: str) -> None:
-    """Makes this process one of its group, by torch's `backend`; from here on only the first process prints."""
+def join(backend: str, silence: float) -> None:
+    """Makes this process one of its group, by torch's `backend`; from here on only the first process prints.
+
+    silence: seconds without a sign of life after which a process counts as stopped, and the others end.
+    """
     if dist.is_initialized():
         return
+    global pulse
+    pulse = Pulse(meeting_place(), silence)
     store = dist.PrefixStore("group", meeting_place())
     dist.init_process_group(backend, timeout=TIMEOUT, world_size=ranks(), rank=rank(), store=store)
+    pulse.start()
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -71,6 +80,15 @@ def leave(status: int) -> None:
 def is_lost(error: RuntimeError) -> bool:
     """Whether an exchange failed since another process has ended."""
     return dist.is_initialized() and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def who_is_lost() -> str:
+    """What to say then."""
+    with suppress(RuntimeError):  # the meeting place is gone, too
+        if any(meeting_place().check([f"left/{number}"]) for number in range(ranks()) if number != rank()):
+            return "another process of this run has ended; its own line says why"
+    found = pulse.silent(SOON, 2 * SOON) or "an exchange with the other processes failed"
+    return f"{found}; the same command goes on from the last checkpoint"
 
 
 # What one process knows and all must.

@@ -110,7 +110,7 @@ def report_errors(main: Callable[[], int | None]) -> int:
         if is_out_of_memory(error):
             line = out_of_memory(error)
         elif distributed.is_lost(error):
-            line = "another process of this run has ended; its own line says why"
+            line = distributed.who_is_lost()
         else:
             raise
         print(f"error: {line}", file=sys.stderr)

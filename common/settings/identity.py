@@ -9,7 +9,7 @@ PRUNING = ("methods", "sparsities", "demp_strengths", "pruning_learning_rate", "
 # What cannot change a result: places, the division of the work, and what only says which runs are made.
 CHANGES_NOTHING = {"data_dir", "output_dir", "base_dir", "run_dir", "workers", "micro_batch", "passes", "per_pass"}
 CHANGES_NOTHING |= {"checkpoint_steps", "script", "study", "protocol", "methods", "extend", "again", "jobs", "formats"}
-CHANGES_NOTHING |= {"cluster", "slurm", "given"}
+CHANGES_NOTHING |= {"cluster", "slurm", "given", "silence"}
 # Of these a run has one value, under a name of its own; and the network says its part itself.
 OF_THE_RUN = {"seeds", "regularization", "sparsities", "demp_strengths", "pruning_learning_rate"}
 OF_THE_RUN |= {"network", "width", "stem"}

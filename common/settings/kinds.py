@@ -47,6 +47,7 @@ ABSENT = {
     "network": "resnet18",
     "jobs": 1,
     "cluster": "none",
+    "silence": 90.0,
 }
 
 
@@ -149,6 +150,7 @@ KINDS = {
     "LEARNING_RATE_WARMUP": FROM_ZERO,
     "LABEL_SMOOTHING": number(lambda v: 0 <= v < 1, "a number in [0, 1)"),
     "CHECKPOINT_STEPS": NATURAL,
+    "SILENCE": number(lambda v: v >= 2, "a number of seconds >= 2"),
     "PRETRAINED": TRUTH,
     "IMAGE_SIZE": number(lambda v: v >= 8, "a whole number >= 8", whole, 8192),
     "WORKERS": number(lambda v: v >= 0, "a whole number >= 0", whole, 1024),

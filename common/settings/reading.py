@@ -134,7 +134,7 @@ def read(
     values["per_pass"] = values["batch_size"] // (values["passes"] * environment.ranks())
     devices.use(values["device"])
     if environment.ranks() > 1:
-        distributed.join(devices.backend(values["device"]))
+        distributed.join(devices.backend(values["device"]), values["silence"])
     for name in ("output_dir", "run_dir"):
         folder = Path(values[name])
         distributed.by_first(lambda name=name, folder=folder: folder_for(name.upper(), folder))
