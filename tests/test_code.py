@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from common import files
-from common.training import code
+from common.training import code, runs
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1300 --width 4 --methods dense random"
 
@@ -58,11 +58,15 @@ def test_a_run_that_goes_on_from_other_codes_checkpoint_has_both(call, tmp_path,
     assert files.load(next(tmp_path.rglob("final.pt")))["code"] == "aaaaaaaa+bbbbbbbb"
 
 
-def test_what_a_table_shows_of_a_run_stays_when_it_is_made_again(call, tmp_path):
+def test_what_a_table_shows_of_a_run_stays_when_it_is_made_again(call, tmp_path, monkeypatch):
+    honest, reads = runs.load, []
+    monkeypatch.setattr(runs, "load", lambda path: reads.append(path) or honest(path))
     assert call("Resnet18", FLAGS)[0] == 0
+    assert len(reads) == 2  # of each run once
     before = rows(tmp_path)
     assert before[0]["inference_speedup"] == 1  # the dense network against itself
     assert call("Resnet18", FLAGS)[0] == 0
+    assert len(reads) == 5  # and the second one for the first table, before it is its turn
     assert rows(tmp_path) == before
 
 

@@ -1,9 +1,12 @@
 """Nobody's results are destroyed: not by a command of other conditions, not by a damaged checkpoint."""
 
+import json
+
 import pytest
 
 from common import files
 from common.errors import Damaged
+from common.machine import workers
 from common.training import checkpoints, runs
 
 SMALL = "--epochs 2 --width 4 --learning-rates 0.05"
@@ -34,6 +37,23 @@ def test_what_goes_beside_it_is_extended_there(call, tmp_path):
     status, _, error = call("Resnet18", f"{flags} --seeds 1 --extend --momentum 0.7")
     assert status == 2
     assert "was made with another momentum" in error
+
+
+def test_a_table_that_another_command_made_meanwhile_stays_too(call, tmp_path, monkeypatch):
+    honest = workers.go_through
+
+    def go_through(settings):
+        monkeypatch.setattr(workers, "go_through", honest)
+        assert call("SGD", f"{SMALL} --momentum 0.8")[0] == 0
+
+    monkeypatch.setattr(workers, "go_through", go_through)
+    status, output, error = call("SGD", SMALL)
+    assert (status, error) == (0, "")
+    for place, momentum in (("out", 0.8), ("out/digits-quick", 0.9)):
+        made = json.loads((tmp_path / place / "SGD" / "accumulation.json").read_text())
+        assert made["settings"]["momentum"] == momentum
+    assert "was made with another momentum and stays; this goes to" in output
+    assert f"table: {tmp_path / 'out/digits-quick/SGD/accumulation.csv'}" in output
 
 
 def test_a_command_says_what_it_trains_and_how_far_it_is(call):

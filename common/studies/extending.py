@@ -16,7 +16,7 @@ def place_of(settings: SimpleNamespace, shared: dict) -> tuple[Path, str]:
 
     A table that was made under other conditions is never replaced. With EXTEND it is found where it is, or refused.
     """
-    base = settings.output_dir
+    base = settings.base_dir
     kind = "-".join([Path(settings.dataset).name, *([settings.protocol] if hasattr(settings, "protocol") else [])])
     others = (base / kind if number == 1 else base / f"{kind}-{number}" for number in count(1))
     table = Path(settings.script) / f"{settings.study}.csv"

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from inspect import getsourcefile
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -139,15 +140,16 @@ class Study:
         """The plan, and where the tables go: OUTPUT_DIR, or a folder in it where OUTPUT_DIR has one that was made
         otherwise."""
         self.runs = runs
-        place, note = distributed.by_first(lambda: place_of(self.settings, self.conditions()))
-        if note:
+        self.settings.base_dir = self.settings.output_dir
+        self.go_to(*distributed.by_first(lambda: place_of(self.settings, self.conditions())))
+        self.before = distributed.by_first(lambda: {*map(self.key, self.rows_before(self.conditions())[""])})
+
+    def go_to(self, place: Path, note: str) -> None:
+        if note and place != self.settings.output_dir:
             print(note)
-        self.settings.base_dir, self.settings.output_dir = self.settings.output_dir, place
-        self.folder = place / self.settings.script
-        distributed.by_first(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        self.settings.output_dir, self.folder = place, place / self.settings.script
         self.paths = {ending: self.folder / f"{self.settings.study}{ending}.csv" for ending in self.endings}
         self.table = self.paths[""]
-        self.before = distributed.by_first(lambda: {*map(self.key, self.rows_before(self.conditions())[""])})
 
     def conditions(self, **own) -> dict:
         """All that the rows of the table have in common, as JSON gives it back."""
@@ -181,9 +183,8 @@ class Study:
         key, name = self.key_of(run), self.name_of(run)
         if key in self.before:
             return
-        self.made.pop(key, None)
         try:
-            self.make(run, changes)
+            final = self.make(run, changes)
         except Busy:
             self.others[name] = lambda: self.train(run, changes)
             print(f"{name}: another process is training it")
@@ -191,7 +192,7 @@ class Study:
             self.failures.append(f"{name}: {error}")
             print(f"error: {self.failures[-1]}", file=sys.stderr)
         else:
-            distributed.by_first(self.collect)
+            distributed.by_first(lambda: self.collect(run, final))
 
     def key_of(self, run):
         return run
@@ -199,10 +200,15 @@ class Study:
     def name_of(self, run) -> str:
         return str(run)
 
-    def collect(self) -> bool:
+    def collect(self, run=None, final: dict | None = None) -> bool:
         """The tables: the rows that they have (EXTEND), and those of all finished runs of the plan. Returns whether
-        there are any."""
+        there are any.
+
+        run, final: one that was just made or read.
+        """
         with self.table_lock():
+            if final:
+                self.made[self.key_of(run)] = self.adds(run, final, self.run_of(run).folder)
             made = self.conditions()
             tables = self.rows_before(made)
             known = {self.key(row) for row in tables[""]}
@@ -252,8 +258,11 @@ class Study:
 
     @contextmanager
     def table_lock(self) -> Iterator[None]:
-        """Held while a table is read and written; what a process that was killed left half-written goes."""
+        """Held while a table is read and written, by one process. What one that was killed left half-written goes; and
+        where another command has put its table in this place since, that stays, and this one goes elsewhere."""
         with FileLock(self.settings.run_dir / f".{self.settings.script}-{self.settings.study}.lock"):
+            self.go_to(*place_of(self.settings, self.conditions()))
+            self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f".{self.settings.study}*{UNFINISHED}"):
                 left.unlink(missing_ok=True)
             yield
