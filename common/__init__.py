@@ -5,6 +5,8 @@
 docs/your-own-network.md shows these at work; docs/extending.md has the floor plan.
 """
 
+import os
+import sys
 from importlib import import_module
 
 # What is public, and where it is: imported when it is asked for, as torch takes its time.
@@ -30,3 +32,10 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *PUBLIC})
+
+
+MAIN = getattr(sys.modules["__main__"], "__file__", None)
+if MAIN and os.path.dirname(os.path.abspath(MAIN)) == os.path.dirname(__path__[0]):  # one of the scripts is being run
+    from common.machine import process
+
+    process.end_at_once()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.machine.process import STOPPED
 from tests.conftest import ROOT
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise", "Imagenet")
@@ -129,3 +130,12 @@ def test_a_training_begins_without_what_draws_its_figures_or_prunes(tmp_path):
     status, imported, error = observed(BEGIN, tmp_path, *flags)
     assert (status, error) == (2, "error: the training would begin\n")
     assert imported | BY_TORCH == {*BY_TORCH, "PIL", "sklearn", "scipy"}  # two for the digits
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_before_anything_is_imported_ends_with_the_line(tmp_path, number, status):
+    (tmp_path / "common").symlink_to(ROOT / "common")
+    script = tmp_path / "script.py"
+    script.write_text(f"import common, os, signal, time\nos.kill(os.getpid(), signal.{number})\ntime.sleep(9)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"{STOPPED}\n")

@@ -13,6 +13,8 @@ from pathlib import Path
 from common.errors import UserError
 from common.machine import environment
 
+STOPPED = "\nstopped; the same command goes on from the last checkpoint"
+
 
 class Interrupts:
     """Ctrl-C, or the SIGTERM that clusters send, remembered: a KeyboardInterrupt that is raised where Python ignores
@@ -29,6 +31,23 @@ class Interrupts:
     def check(cls):
         if cls.seen:
             raise KeyboardInterrupt
+
+
+def noted() -> tuple[int, ...]:
+    """The signals that end a script with a line. Of several processes, torchrun ends the others by SIGTERM, and waits
+    for none."""
+    return (signal.SIGINT,) if environment.ranks() > 1 else (signal.SIGINT, signal.SIGTERM)
+
+
+def end_at_once() -> None:
+    """What they do until `run` has other uses for them."""
+
+    def end(number: int, *_):
+        print(STOPPED, file=sys.stderr, flush=True)
+        os._exit(128 + number)
+
+    for number in noted():
+        signal.signal(number, end)
 
 
 def keep_freed_memory() -> None:
@@ -64,9 +83,7 @@ def run(main: Callable[[], int | None]) -> int:
     keep_freed_memory()
     avoid_broken_kernels()
     Interrupts.seen = 0
-    # Of several processes, torchrun ends the others by SIGTERM, and waits for none.
-    noted = (signal.SIGINT,) if environment.ranks() > 1 else (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, Interrupts.note) for number in noted}
+    before = {number: signal.signal(number, Interrupts.note) for number in noted()}
     try:
         status = report_errors(main)
         if environment.ranks() > 1:
@@ -116,5 +133,5 @@ def report_errors(main: Callable[[], int | None]) -> int:
         print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 128 + (Interrupts.seen or signal.SIGINT)
