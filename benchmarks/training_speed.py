@@ -70,7 +70,7 @@ class Whole:
         method = "ds-pruning" if self.target else "dense"
         task = Task(self.target, "neuron", 0, devices.width_multiple(constants.device), constants, None, dataset)
         extra, run = pruning.METHODS[method].callbacks(task), runs.Run(Path(folder), method, {})
-        run.make_folder()
+        run.folder.mkdir(parents=True, exist_ok=True)
         self.fitting = fit.Fitting(constants, dataset, run, network, 0.05, 0, extra, cuts=bool(self.target))
         self.testing_seconds = 0.0
 

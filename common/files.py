@@ -67,6 +67,12 @@ def write(path: Path, save) -> None:
         raise UserError(f"could not write {path}: {reason}, and run the same command again") from None
 
 
+def remove_unfinished(path: Path) -> None:
+    """What a process that was killed left of a file that it was writing. Nobody may be writing it now."""
+    for left in path.parent.glob(f".{path.name}.*{UNFINISHED}"):
+        left.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     write(path, lambda file: file.write(text.encode()))
 

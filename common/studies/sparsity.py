@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from common import data, saved, sparsity
-from common.files import write_text
+from common.files import remove_unfinished, write_text
 from common.machine import devices, distributed
 from common.models import build
 from common.names import MEASURES
@@ -165,6 +165,7 @@ def kept(path: Path, measure: Callable[[], float]) -> float:
     except (OSError, ValueError, TypeError, KeyError):
         pass
     value = measure()
+    remove_unfinished(path)
     text = {"value": value, "sum": distributed.digest(json.dumps(value).encode())}
     write_text(path, f"{json.dumps(text)}\n")
     return value

@@ -208,6 +208,7 @@ def fit(settings, dataset: data.Dataset, run: Run, *arguments, **options) -> dic
     run.agree()
     final = run.final()
     if final is not None and is_kept(final.get("code"), settings.again, f"{run.label}: finished before", run):
+        distributed.by_first(run.tidy)  # a process that was killed when it had finished has not
         return with_units(final)
     with run.locked(), memory_watched():
         fitting = Fitting(settings, dataset, run, *arguments, **options)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from common.errors import Damaged, RunFailed, UserError
-from common.files import FORMAT, UNFINISHED, load, write, write_csv, write_text
+from common.files import FORMAT, load, remove_unfinished, write, write_csv, write_text
 from common.machine import distributed
 
 LAST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
@@ -46,10 +46,6 @@ class Run:
         if distributed.differing(distributed.digest(text.encode())):
             raise UserError(f"{self.label}: the processes were started with different constants or images")
 
-    def make_folder(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "config.json", json.dumps(self.config, indent=1, sort_keys=True) + "\n")
-
     @contextmanager
     def locked(self):
         """Keeps a second command from training the same run.
@@ -62,7 +58,7 @@ class Run:
             yield
 
     def lock(self, stack: ExitStack) -> None:
-        self.make_folder()
+        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / "lock")  # the system's own: it ends with the process, however that ends
         try:
             lock.acquire(timeout=0)
@@ -71,9 +67,9 @@ class Run:
         except (OSError, NotImplementedError) as error:  # some network file systems
             raise RunFailed(f"{self.folder} cannot be locked ({error}); move RUN_DIR to a local disk") from None
         stack.callback(lock.release)
-        for name in ("checkpoint.pt", "final.pt", "log.csv"):  # which nobody writes without the lock
-            for left in self.folder.glob(f".{name}.*{UNFINISHED}"):  # by a process that was killed
-                left.unlink(missing_ok=True)
+        for name in ("config.json", "checkpoint.pt", "final.pt", "log.csv"):  # which nobody writes without the lock
+            remove_unfinished(self.folder / name)
+        write_text(self.folder / "config.json", json.dumps(self.config, indent=1, sort_keys=True) + "\n")
 
     def final(self) -> dict | None:
         return self.read("final.pt")
@@ -131,8 +127,16 @@ class Run:
 
     def finish(self, state: dict) -> None:
         write(self.folder / "final.pt", lambda file: torch.save(state, file))
-        for name in (LAST, BEFORE):
-            (self.folder / name).unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """A finished run needs no checkpoint: one that is older than final.pt goes. (A newer one is of a training that
+        AGAIN has begun.)"""
+        ended = (self.folder / "final.pt").stat().st_mtime_ns
+        for path in (self.folder / LAST, self.folder / BEFORE):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns <= ended:
+                    path.unlink()
 
     def save_log(self, rows: list[dict]) -> None:
         if rows:
