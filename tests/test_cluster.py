@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 
@@ -12,6 +13,8 @@ import pytest
 from common import files
 from common.errors import UserError
 from common.machine import cluster
+from tests.conftest import ROOT
+from tests.test_distributed import free_port
 
 STUDY = "--dataset digits --study neuron-sparsity --sparsities 0.5 --epochs 6 --hold-out 1300 --width 2"
 TWO = f"{STUDY} --precision fp32 --methods random magnitude ds-pruning --slurm time=30 --cluster local --jobs 2"
@@ -95,3 +98,43 @@ def test_a_time_limit_is_read_as_sbatch_reads_it(limit, minutes):
 def test_any_other_time_limit_is_refused(limit):
     with pytest.raises(UserError, match="SLURM: got time="):
         cluster.minutes(limit)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """page(srun): docs/cluster.md's script for Imagenet.py as a process, where Slurm gave it a machine of two GPUs."""
+    (script,) = re.findall("```bash\n(.*?)```", (ROOT / "docs" / "cluster.md").read_text(encoding="utf-8"), re.DOTALL)
+    port = free_port()
+    commands = {
+        "scontrol": 'if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@"; fi',
+        "torchrun": f'exec {sys.executable} -m torch.distributed.run "${{@/29500/{port}}}"',
+    }
+
+    def begin(srun: str, *flags: str) -> subprocess.Popen:
+        for name, text in {**commands, "srun": srun}.items():
+            path = tmp_path / name
+            path.write_text(f"#!/bin/bash\n{text}\n")
+            path.chmod(0o755)
+        given = {"SLURM_JOB_ID": "12", "SLURM_JOB_NODELIST": "node1", "SLURM_NNODES": "1", "SLURM_GPUS_ON_NODE": "2"}
+        given |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = ["bash", "-c", script, "imagenet.sh", *flags]
+        return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **given}, **pipes)
+
+    return begin
+
+
+def test_the_script_for_slurm_trains_in_two_processes(page, photos, tmp_path):
+    small = "--study accumulation --no-pretrained --image-size 32 --width 4 --epochs 1 --batch-size 16 --workers 0"
+    places = f"--device cpu --data-dir {photos} --output-dir {tmp_path}/out --run-dir {tmp_path}/state"
+    output, error = page('exec "$@"', *small.split(), *places.split()).communicate()
+    assert "a step: 16 images in all = 2 processes x 1 pass of 8" in output, error
+    (row,) = files.read_csv(tmp_path / "out" / "Imagenet" / "accumulation.csv")
+    assert row["epoch"] == 1
+
+
+def test_the_script_for_slurm_is_requeued_before_its_time_ends(page):
+    process = page("echo begun; exec sleep 60")
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGUSR1)
+    assert process.stdout.readline() == "requeue 12\n"
