@@ -9,13 +9,15 @@ from common import files, load_network, models
 from common.errors import UserError
 
 OWN = """
+import torch
 from torch import nn
+from common import own_activations
 
 def tiny(classes, width):
-    return nn.Sequential(
+    return own_activations(nn.Sequential(
         nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, 8, 3), nn.BatchNorm2d(8), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)
-    )
+    ), torch.zeros(1, 1, 8, 8))
 
 def seven(classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU(), nn.Linear(5, 7))
@@ -134,7 +136,7 @@ def test_what_cannot_be_pruned_is_told_where_it_is_to_be(call, own):
         (
             "my_networks:wrong",
             "NETWORK: my_networks:wrong cannot be used: NameError: name 'width' is not defined (my_networks.py, "
-            "line 17)",
+            "line 19)",
         ),
     ],
 )
