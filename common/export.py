@@ -78,7 +78,7 @@ def check(output: Path, network: "nn.Module", logits, images: "Tensor") -> None:
 
 def image_shape(final: dict, path: Path, side: int | None) -> tuple[int, int, int]:
     """[C, H, W] of the images: square ones of the size asked for, or those of the run."""
-    channels = final["network"]["channels"]
+    channels = final["network"].get("channels") or final["image"][0]  # one's own network may not say
     if side is not None:
         return channels, side, side
     image = final.get("image")
@@ -98,6 +98,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--normalised", action="store_true", help="takes images that are normalised already, as float32"
     )
+    own = settings.reader("NETWORK")
+    parser.add_argument("--network", type=own, metavar="MODULE:FUNCTION", help="the run's, where it is of your own")
     parser.add_argument("--force", action="store_true", help="replace the output if it exists")
     given = parser.parse_args(arguments)
     if given.output.suffix not in (".pt2", ".onnx"):
@@ -113,8 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         raise UserError(f"could not read {given.final} ({error.strerror})") from None
     # Not before: torch takes longer than all of the above.
-    from common import saved
+    from common import models, saved
 
+    models.include(given.network or "")
     final = saved.read(given.final)
     network = saved.rebuild(final, given.final)
     weights = sum(parameter.numel() for parameter in network.parameters())

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.cutting import TENSORS, GroupError, shrink_to
 from common.errors import UserError
 from common.files import FORMAT, read_tensors
-from common.models import build
+from common.models import NETWORKS, build
 
 PARTS = ("config", "network", "model")  # of a final.pt, each a dict
 
@@ -47,6 +47,8 @@ def read(path: Path | str) -> dict:
 def rebuild(final: dict, path: Path | str) -> nn.Module:
     """The network of what `read` returned; `path` is for the errors."""
     network, state = final["network"], final["model"]
+    if ":" in (name := str(network.get("name"))) and name not in NETWORKS:
+        raise UserError(f"{path}: its network is code, {name}; add --network {name}, or call models.include({name!r})")
     try:
         with torch.device("meta"):  # neither memory nor initial values for what is replaced at once
             model = build(network)

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from common import files, load_network, models
+from common import export, files, load_network, models
 from common.errors import UserError
 
 OWN = """
@@ -105,9 +105,11 @@ def test_a_file_never_names_the_code_that_is_run(call, own, tmp_path):
     (path,) = tmp_path.rglob("final.pt")
     assert load_network(path)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
     models.NETWORKS.pop("my_networks:tiny")
-    with pytest.raises(UserError, match="unknown or missing: 'my_networks:tiny'"):
+    with pytest.raises(UserError, match="its network is code, my_networks:tiny; add --network my_networks:tiny"):
         load_network(path)
-    models.include("my_networks:tiny")
+    assert export.main([str(path), str(tmp_path / "x.pt2"), "--network", "my_networks:tiny"]) == 0
+    program = torch.export.load(tmp_path / "x.pt2").module()
+    assert program(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 10)
     load_network(path)
 
 
