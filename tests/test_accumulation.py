@@ -4,24 +4,18 @@ import contextlib
 import csv
 import json
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from common import files
 from common.errors import UserError
 from common.studies.accumulation import COLUMNS
 from common.training import runs
-from tests.conftest import ROOT
 from tests.test_data import save_images
 
 SCRIPTS = ("Resnet18", "LeakyReLU", "Swish", "SGD", "SGD_noise")
@@ -131,58 +125,6 @@ def test_divergence_keeps_the_last_good_checkpoint(call, tmp_path, monkeypatch):
     assert files.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] == 2
     monkeypatch.setattr(data.Dataset, "batches", honest)
     assert call("Resnet18", "--epochs 4 --learning-rates 0.05")[0] == 0
-
-
-FLAGS = "--dataset digits --epochs 12 --learning-rates 0.05 --noise-std 0.01 --regularization 0.1"
-
-
-@pytest.fixture(scope="module")
-def untouched(tmp_path_factory):
-    """What the command leaves when nothing happens to it, and how long its training takes."""
-    place = tmp_path_factory.mktemp("untouched")
-    command = [sys.executable, str(ROOT / "Resnet18.py"), *FLAGS.split(), "--output-dir", "out", "--run-dir", "state"]
-    subprocess.run(command, cwd=place, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    return place
-
-
-def test_a_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouched(start, tmp_path, untouched):
-    moment = random.Random(0)
-    flags = f"{FLAGS} --output-dir out --run-dir state"
-    kills = 0
-    while True:
-        process = start("Resnet18", flags)
-        wanted = moment.randrange(1, 9)  # epochs to wait for, and a moment of the next one
-        for line in process.stdout:
-            wanted -= ", epoch " in line
-            if not wanted:
-                break
-        time.sleep(moment.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() != 0
-        if list(tmp_path.glob("state/**/final.pt")):
-            break
-    assert kills > 0
-    again = start("Resnet18", flags)
-    assert again.wait() == 0
-    ours, theirs = (files.load(next(place.glob("state/**/final.pt"))) for place in (tmp_path, untouched))
-    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
-    assert torch.equal(ours["counts"]["fired"], theirs["counts"]["fired"])
-    csvs = [rows(place / "out/Resnet18/accumulation.csv") for place in (tmp_path, untouched)]
-    assert len(csvs[0]) == 12
-    assert untimed(csvs[0]) == untimed(csvs[1])
-
-
-def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(start, tmp_path):
-    process = start("Resnet18", f"{FLAGS} --epochs 200 --output-dir out --run-dir state")
-    for line in process.stdout:
-        if ", epoch 2/" in line:
-            break
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate()
-    assert process.returncode == 130
-    assert "the same command goes on" in error
-    assert "Traceback" not in error
-    assert files.load(next(tmp_path.glob("state/**/checkpoint.pt")))["epoch"] >= 2
 
 
 def test_an_interrupt_that_python_lost_stops_the_run_at_the_next_step(call, tmp_path, monkeypatch):

@@ -1,12 +1,6 @@
 """The controller's five parts, and whole runs that end at their target."""
 
 import csv
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +13,6 @@ from common.pruning.ds_pruning import Constants, Press, Vitality, choose, evened
 from common.pruning.task import Task, spread_order, within_floor
 from common.saved import load_network
 from common.tracing import find_groups
-from tests.conftest import ROOT
 
 IMAGE = torch.zeros(1, 1, 8, 8)
 
@@ -291,33 +284,3 @@ def test_a_wrong_constant_ends_in_one_line(call, tmp_path, case):
     for word in words:
         assert word in error
     assert not list(tmp_path.glob("state/**/final.pt"))
-
-
-FLAGS = (
-    "--study neuron-sparsity --dataset digits --methods ds-pruning --sparsities 0.7 --epochs 8 "
-    "--warmup 0.1 --settle 0.8"
-)
-
-
-@pytest.mark.parametrize("attempt", range(1))
-def test_a_pruning_run_killed_at_a_random_moment_ends_bit_for_bit_as_if_untouched(start, tmp_path, attempt):
-    command = [sys.executable, str(ROOT / "Resnet18.py"), *FLAGS.split(), "--output-dir", "out", "--run-dir", "whole"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, env=environment)
-    moment = random.Random(attempt)
-    flags = FLAGS + " --output-dir out --run-dir state"
-    for _ in range(2):
-        process = start("Resnet18", flags)
-        wanted = moment.randrange(1, 4)
-        for line in process.stdout:
-            wanted -= ", epoch " in line
-            if not wanted:
-                break
-        time.sleep(moment.random() * 0.3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("Resnet18", flags).wait() == 0
-    whole, pieces = (files.load(next((tmp_path / name).glob("**/final.pt"))) for name in ("whole", "state"))
-    assert whole["DSPruning"]["log"] == pieces["DSPruning"]["log"]
-    assert any(entry["cut"] for entry in whole["DSPruning"]["log"])
-    assert all(torch.equal(whole["model"][name], pieces["model"][name]) for name in whole["model"])

@@ -50,12 +50,12 @@ def test_two_jobs_leave_what_one_process_leaves(alone, tmp_path):
     assert output.count("table: ") == 1  # the workers print none
 
 
-def test_five_processes_that_extend_one_table_with_a_seed_each_leave_all_five(tmp_path):
+def test_three_processes_that_extend_one_table_with_a_seed_each_leave_all_three(tmp_path):
     flags = f"{STUDY} --methods random --extend --seeds"
-    processes = [begin(tmp_path, f"{flags} {seed}") for seed in range(5)]
+    processes = [begin(tmp_path, f"{flags} {seed}") for seed in range(3)]
     for process in processes:
         assert process.wait() == 0, process.stderr.read()
-    assert [row["seed"] for row in table(tmp_path)] == [0, 1, 2, 3, 4]
+    assert [row["seed"] for row in table(tmp_path)] == [0, 1, 2]
     assert not list(tmp_path.rglob("*.new"))
 
 
@@ -105,19 +105,15 @@ def test_the_command_of_a_worker_has_no_jobs_and_its_own_device():
     assert workers.without_jobs(words) == ["--width", "4", "--seeds", "0", "1"]
 
 
-@pytest.mark.parametrize(
-    ("jobs", "number", "status"),
-    [("", signal.SIGTERM, 143), ("--jobs 2", signal.SIGINT, 130)],
-)
-def test_a_signal_stops_all_and_the_same_command_goes_on(tmp_path, jobs, number, status):
-    flags = f"{STUDY.replace('--epochs 2', '--epochs 20')} --methods random magnitude {jobs}"
+def test_ctrl_c_stops_all_jobs_and_the_same_command_goes_on(tmp_path):
+    flags = f"{STUDY.replace('--epochs 2', '--epochs 8')} --methods random magnitude --jobs 2"
     process = begin(tmp_path, flags)
     for line in process.stdout:
         if ", epoch 2/" in line:
             break
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, error = process.communicate()
-    assert process.returncode == status
+    assert process.returncode == 130
     assert "stopped; the same command goes on from the last checkpoint" in error
     assert "Traceback" not in error
     assert list(tmp_path.rglob("checkpoint*.pt"))  # the one before, where the last was being written
