@@ -103,7 +103,7 @@ def test_the_course_of_a_run_shows_all_that_was_decided_and_what_came_back(tmp_p
 def test_of_one_target_the_labels_stand_beside_their_points(tmp_path, monkeypatch, wide):
     accuracies = {"dense": 0.8, "random": 0.5, "ds-pruning": 0.7, "snap": 0.6}
     rows = [
-        {"method": method, "target": 0.5, "strength": None, "seed": 0, "test_accuracy": accuracy, "at": 0.5 + i / 1000}
+        {"method": method, "target": 0.5, "strength": np.nan, "seed": 0, "test_accuracy": accuracy, "at": 0.5 + i / 999}
         for i, (method, accuracy) in enumerate(accuracies.items())
     ]
     drawn = []
