@@ -19,7 +19,7 @@ STUDY = "--dataset digits --study neuron-sparsity --sparsities 0.5 --epochs 1 --
 def trained(tmp_path, monkeypatch, capsys):
     """trained(flags) -> how many runs there are after a call of a Resnet18.py that has a constant of its own."""
     text = (ROOT / "Resnet18.py").read_text(encoding="utf-8")
-    text = text.replace("# Pruning\n", "# Pruning\nMY_SHARE = 0.5  # what the method `mine` goes by\n")
+    text = text.replace("\nEXTEND =", "\nMY_SHARE = 0.5  # what the method `mine` goes by\nEXTEND =")
     (tmp_path / "Mine.py").write_text(text, encoding="utf-8")
     spec = importlib.util.spec_from_file_location("Mine", tmp_path / "Mine.py")
     script = importlib.util.module_from_spec(spec)
