@@ -129,7 +129,7 @@ def test_a_training_begins_without_what_draws_its_figures_or_prunes(tmp_path):
     flags = ["--dataset", "digits", "--output-dir", "out", "--run-dir", "state"]
     status, imported, error = observed(BEGIN, tmp_path, *flags)
     assert (status, error) == (2, "error: the training would begin\n")
-    assert imported | BY_TORCH == {*BY_TORCH, "PIL", "sklearn", "scipy"}  # two for the digits
+    assert imported | BY_TORCH == {*BY_TORCH, "PIL", "sklearn", "scipy", "pandas"}  # three for the digits
 
 
 @pytest.mark.parametrize(("number", "status"), [("SIGINT", 130), ("SIGTERM", 143)])
