@@ -24,6 +24,7 @@ from tests.test_settings import assert_refused
 
 SHORT = "--precision fp32 --epochs 3 --hold-out 900"
 SOME = f"{SHORT} --batch-size 96"
+ONE = "--precision fp32 --epochs 2 --batch-size 128 --learning-rates 0.05"
 FEW = f"{SHORT} --batch-size 128 --width 4"  # steps and channels, where many methods are run
 NEURON = f"{FEW} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
     method for method in pruning.METHODS if pruning.METHODS[method].structured
@@ -41,17 +42,17 @@ STUDIES = {  # script and flags
         "Resnet18",
         f"{SOME} --study flops-sparsity --sparsities 0.75 --methods dense ds-pruning random",
     ),
-    "accumulation": ("Resnet18", "--precision fp32 --epochs 2 --learning-rates 0.05 --regularization 0 0.01"),
+    "accumulation": ("Resnet18", f"{ONE} --regularization 0 0.01"),
     "gpu protocol": ("Resnet18", f"{LIKE_THE_GPU} --learning-rates 0.05"),
     "batch-size": ("Resnet18", f"{SHORT} --study batch-size --batch-sizes 96 192"),
     "learning-rate": ("Resnet18", f"{SOME} --study learning-rate --learning-rates 0.01 0.1"),
     "regularization": ("Resnet18", f"{SOME} --study regularization --regularizations 0 0.03"),
-    "Leaky ReLU": ("LeakyReLU", "--precision fp32 --epochs 2 --learning-rates 0.05"),
+    "Leaky ReLU": ("LeakyReLU", ONE),
     "Leaky ReLU, pruned": ("LeakyReLU", f"{SOME} --study neuron-sparsity --sparsities 0.6 --methods dense ds-pruning"),
-    "Swish": ("Swish", "--precision fp32 --epochs 2 --learning-rates 0.05"),
-    "SGD": ("SGD", "--precision fp32 --epochs 2"),
-    "SGD with noise": ("SGD_noise", "--precision fp32 --epochs 2"),
-    "ImageNet": ("Imagenet", f"{PHOTOS} --sparsities 0.8 --methods dense earlycrop-s ds-pruning rigl"),
+    "Swish": ("Swish", ONE),
+    "SGD": ("SGD", ONE),
+    "SGD with noise": ("SGD_noise", ONE),
+    "ImageNet": ("Imagenet", f"{PHOTOS} --sparsities 0.8 --methods dense ds-pruning rigl"),
     "ImageNet, accumulation": ("Imagenet", f"{PHOTOS} --study accumulation --micro-batch 4 --noise-std 0.001"),
 }
 MEASURED = {"device", "seconds", "training_speedup", "inference_speedup"}  # the columns that are not the same again
@@ -216,7 +217,7 @@ def test_a_second_device_is_taken_when_it_is_named(call, pretended, tmp_path):
     for ordinal in range(2):
         memory.reset_peak_memory_stats(ordinal)
     before = memory.max_memory_allocated(0)
-    status, _, error = call("SGD_noise", "--precision fp32 --epochs 1 --device pretend:1")
+    status, _, error = call("SGD_noise", f"{ONE} --device pretend:1")
     assert (status, error) == (0, "")
     assert memory.max_memory_allocated(0) == before
     assert memory.max_memory_allocated(1) > 2**20
@@ -245,7 +246,7 @@ def test_without_an_accelerator_only_the_cpu_is_taken(device, call):
 
 # Launches and waits ----------------------------------------------------------------------------------------------
 
-STEPS, BATCH = 40, 16  # a step launches the same whatever its batch
+STEPS, BATCH = 16, 16  # a step launches the same whatever its batch
 NETWORK = {"name": "resnet18", "classes": 10, "channels": 3, "width": 2, "stem": "cifar", "activation": "relu"}
 ALL = ("crop", "flip", "cutout")
 

@@ -67,7 +67,7 @@ def test_a_command_says_what_it_trains_and_how_far_it_is(call):
 @pytest.fixture
 def interrupted(call, tmp_path, monkeypatch):
     """A run of four epochs that was stopped after the third, and its folder."""
-    honest, flags = checkpoints.Checkpoints.on_epoch_end, "--epochs 4 --width 4 --learning-rates 0.05"
+    honest, flags = checkpoints.Checkpoints.on_epoch_end, "--epochs 4 --width 4 --batch-size 128 --learning-rates 0.05"
 
     def stop(self, training):
         honest(self, training)

@@ -236,7 +236,7 @@ RIVALS = [name for name, method in METHODS.items() if method.criterion]
 @pytest.mark.parametrize("study", ["neuron-sparsity", "weight-sparsity", "flops-sparsity"])
 def test_every_structured_method_ends_at_its_target_on_the_network_that_is_saved(call, tmp_path, study):
     methods = [*RIVALS, "random", "ds-pruning"]
-    flags = f"--study {study} --sparsities 0.8 --epochs 3 --hold-out 1000 --methods {' '.join(methods)}"
+    flags = f"--study {study} --sparsities 0.8 --epochs 3 --hold-out 1000 --batch-size 64 --methods {' '.join(methods)}"
     assert call("Resnet18", flags)[::2] == (0, "")
     dense = models.resnet18(10, channels=1, width=8)
     groups, whole = find_groups(dense, IMAGE), sparsity.measure(dense, IMAGE)
