@@ -34,8 +34,16 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *PUBLIC})
 
 
-MAIN = getattr(sys.modules["__main__"], "__file__", None)
-if MAIN and os.path.dirname(os.path.abspath(MAIN)) == os.path.dirname(__path__[0]):  # one of the scripts is being run
+def is_script(main: str | None) -> bool:
+    """Whether this file is one of the scripts: beside common/, and it hands its `main` to `process.run`, which sees to
+    signals from then on. In any other program, signals are its own."""
+    if not main or os.path.dirname(os.path.abspath(main)) != os.path.dirname(__path__[0]):
+        return False
+    with open(main, encoding="utf-8") as file:
+        return "process.run(" in file.read()
+
+
+if is_script(getattr(sys.modules["__main__"], "__file__", None)):
     from common.machine import process
 
     process.end_at_once()

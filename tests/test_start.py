@@ -139,3 +139,13 @@ def test_a_signal_before_anything_is_imported_ends_with_the_line(tmp_path, numbe
     script.write_text(f"import common, os, signal, time\nos.kill(os.getpid(), signal.{number})\ntime.sleep(9)\n")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", f"{STOPPED}\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take a privilege there")
+@pytest.mark.parametrize(("rest", "own"), [("", True), ("0 and process.run(print)", False)])
+def test_signals_stay_those_of_a_program_that_is_no_script_though_it_stands_beside_common(tmp_path, rest, own):
+    (tmp_path / "common").symlink_to(ROOT / "common")
+    mine = "import signal, common\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n"
+    (tmp_path / "mine.py").write_text(mine + rest)
+    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{own}\n"
