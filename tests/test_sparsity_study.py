@@ -8,6 +8,7 @@ from matplotlib.text import Text
 
 from common.files import read_csv
 from common.reports import canvas, figures, tradeoff
+from common.reports import sparsity as report
 from common.studies import sparsity
 
 FLAGS = "--study neuron-sparsity --sparsities 0.5 --epochs 1 --hold-out 1200 --methods"
@@ -108,7 +109,7 @@ def test_of_one_target_the_labels_stand_beside_their_points(tmp_path, monkeypatc
     ]
     drawn = []
     monkeypatch.setattr(canvas, "save", lambda figure, path: drawn.append(figure))
-    tradeoff.tradeoff_figure(pd.DataFrame(rows), tmp_path / "x.png", "x", "at", "%", {}, wide)
+    tradeoff.tradeoff_figure(pd.DataFrame(rows), tmp_path / "x.png", "x", "at", "%", {}, wide=wide)
     drawn[0].draw_without_rendering()
     (axes,), frame = drawn[0].axes, drawn[0].axes[0].get_window_extent()
     labels = [text for text in axes.texts if text.get_text() != "dense"]
@@ -138,3 +139,15 @@ def test_what_was_measured_once_is_kept_and_measured_anew_only_where_it_is_damag
             assert found == 2.25 or len(asked) == before + 1, bytes(flipped)  # blanks may be flipped
     path.write_text("1.5\n")  # as earlier versions left it
     assert sparsity.kept(path, measure) == 1.5
+
+
+def test_a_figure_says_below_it_which_rows_are_void_and_which_were_ranked_otherwise():
+    rows = pd.DataFrame({"method": ["dense", "ds-pruning", "snap", "earlycrop-s"]})
+    now = {"snap": {"combine": "mean"}, "earlycrop-s": {"combine": "maximum"}}
+    assert report.notes_of(now, rows) == []
+    assert report.notes_of({}, rows[:2]) == []
+    before = {"earlycrop-s": {"combine": "mean"}}
+    assert report.notes_of(before, rows) == [
+        "void: SNAP, scored in training mode, unlike their authors",
+        "ranked otherwise than today: EarlyCroP-S by the mean of their channels, now by the largest",
+    ]

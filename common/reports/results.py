@@ -14,14 +14,14 @@ from pathlib import Path
 import pandas as pd
 
 from common import files, names
-from common.pruning import METHODS, label
+from common.pruning import label
 from common.reports import canvas, comparison, paper, tables
+from common.reports.sparsity import combined_otherwise, void_in
 from common.reports.tables import markdown, over_seeds
 
 ROOT = Path(__file__).parent.parent.parent
 MADE = "<!-- Written by `python -m common.reports.results`; edit the tables in plots/, or that command. -->\n"
 
-SCORES = ("snap", "cropit-s", "earlysnap", "earlycrop-s")
 VOID = """**Void in this table: SNAP, CroPit-S, EarlySNAP and EarlyCroP-S.** They were scored in training mode,
 which is not what their authors do.
 """
@@ -85,17 +85,6 @@ def seeds_behind(table: pd.DataFrame) -> str:
     return f"{counts.max()} seeds where a deviation is given, one where none is"
 
 
-def combined_otherwise(methods: dict, rows: pd.DataFrame) -> str:
-    """Names the methods whose groups were ranked by something else than today; "" for none."""
-    names_of = {"mean": "the mean", "sum": "the sum", "maximum": "the largest"}
-    found = []
-    for method, constants in methods.items():
-        now = METHODS[method].combine
-        if method in set(rows["method"]) and (then := constants.get("combine", now)) != now:
-            found.append(f"{label(method)} by {names_of[then]} of their channels, now by {names_of[now]}")
-    return f"**Groups were ranked otherwise than today: {'; '.join(found)}.**\n" if found else ""
-
-
 def sparsity_section(path: Path) -> str:
     table, made = tables.read(path), files.origin(path)
     settings, kind = made["settings"], path.stem.split("-")[0]
@@ -103,17 +92,16 @@ def sparsity_section(path: Path) -> str:
     pruned = table[table["method"] != "dense"].dropna(subset=["test_accuracy"])
     untargeted, pruned = pruned[pruned["target"].isna()], pruned[pruned["target"].notna()]
     published = paper.accuracies(setup(settings), settings["activation"], kind)
-    void = set(SCORES) & set(pruned["method"]) - set(settings["methods"])
     title = f"{names.ACTIVATION_LABELS[settings['activation']]}, {names.SPARSITY_LABELS[path.stem].lower()}"
     parts = [f"## {title}\n", f"{conditions(settings)}\n"]
     parts.append(
         f"Test accuracy in per cent at each target, mean ± standard deviation, {seeds_behind(pruned)}"
         + (f"; the dense network has {dense.iloc[0]}.\n" if len(dense) else ".\n")
     )
-    if void:
+    if void_in(settings["methods"], pruned):
         parts.append(VOID)
     if other := combined_otherwise(settings["methods"], pruned):
-        parts.append(other)
+        parts.append(f"**Groups were ranked otherwise than today: {other}.**\n")
     parts.append(markdown(by_target(pruned, "test_accuracy")))
     parts.append("Inference FLOPs in per cent of the dense network's:\n")
     parts.append(markdown(by_target(pruned, "inference_flops_ratio")))

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -77,7 +78,14 @@ def limit(axes, wide: bool) -> None:
 
 
 def tradeoff_figure(
-    rows: pd.DataFrame, path: Path, title: str, x: str, axis: str, published: dict[str, dict[float, float]], wide=False
+    rows: pd.DataFrame,
+    path: Path,
+    title: str,
+    x: str,
+    axis: str,
+    published: dict[str, dict[float, float]],
+    notes: Sequence[str] = (),
+    wide: bool = False,
 ) -> None:
     """Test accuracy of every method against a column: means over seeds, bars of one standard deviation.
 
@@ -85,14 +93,15 @@ def tradeoff_figure(
         rows: as in neuron-sparsity.csv and weight-sparsity.csv; those without an accuracy are named as out of reach.
         x: the column, drawn in per cent. axis: the name of the horizontal axis, with its unit.
         published: method -> target -> the paper's accuracy in per cent, drawn without colour; {} for none.
+        notes: to stand below, beside those on what is out of reach and on seeds.
         wide: whether the horizontal axis is logarithmic.
     """
     reached = rows["test_accuracy"].notna()
     missed = [f"{label(row.method)} at {100 * row.target:g} %" for row in rows[~reached].itertuples()]
-    notes = [f"out of reach: {', '.join(dict.fromkeys(missed))}"] if missed else []
+    notes = [*notes, *([f"out of reach: {', '.join(dict.fromkeys(missed))}"] if missed else [])]
     dense, pruned = (rows[reached & found] for found in (rows["method"] == "dense", rows["method"] != "dense"))
     seeds, others = seeds_behind(pruned)
-    notes += textwrap.wrap(others, 110)
+    notes = [line for note in (*notes, others) for line in textwrap.wrap(note, 110)]
     with canvas(path, f"{title}\n{seeds}", (1, 1), (6.4, 4.0), "\n".join(notes)) as ((axes,),):
         groups = pruned.groupby("method", sort=False)
         ends = [draw_method(axes, method, group, 100 * group[x]) for method, group in groups]
