@@ -39,8 +39,11 @@ def is_script(main: str | None) -> bool:
     signals from then on. In any other program, signals are its own."""
     if not main or os.path.dirname(os.path.abspath(main)) != os.path.dirname(__path__[0]):
         return False
-    with open(main, encoding="utf-8") as file:
-        return "process.run(" in file.read()
+    try:
+        with open(main, encoding="utf-8") as file:
+            return "process.run(" in file.read()
+    except OSError:  # as of a program that comes through a pipe, whose name is <stdin>
+        return False
 
 
 if is_script(getattr(sys.modules["__main__"], "__file__", None)):

@@ -16,12 +16,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(1)  # two test processes share the cores
 
-from common.machine.process import avoid_broken_kernels  # noqa: E402  (found by the path above)
+from common.machine.devices import avoid_broken_kernel  # noqa: E402  (found by the path above)
 from tests import pretend  # noqa: E402
 from tests.finals import finals, make, models  # noqa: E402, F401  (fixtures)
 from tests.image_folders import mixed, own, plain  # noqa: E402, F401
 
-avoid_broken_kernels()  # before the first convolution
+avoid_broken_kernel()
 
 try:
     pretend.install()

@@ -445,7 +445,6 @@ def prepare() -> None:
     """Makes this process one that can be forked: nothing is computed in it, and nothing is imported in its children."""
     torch.set_num_threads(1)
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: what a killed child started is waited for, too
-    process.avoid_broken_kernels()
     process.keep_freed_memory = lambda: None
     workers.subprocess = SimpleNamespace(Popen=Worker)
     sparsity.inference_speedup = lambda *_: 1.5

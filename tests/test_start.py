@@ -147,3 +147,9 @@ def test_signals_stay_those_of_a_program_that_is_no_script_though_it_stands_besi
     mine.write_text("import signal, common\nprint(signal.getsignal(signal.SIGINT) is signal.default_int_handler)\n")
     done = subprocess.run([sys.executable, mine], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_program_that_comes_through_a_pipe_can_import_common(tmp_path):
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common; print(len(common.PUBLIC) > 5)"
+    done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")

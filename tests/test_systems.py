@@ -8,9 +8,12 @@ import sys
 import textwrap
 
 import pytest
+import torch
 from filelock import FileLock
+from torch import nn
 
 from common.errors import RunFailed
+from common.machine import devices
 from common.training import runs
 from tests.conftest import ROOT
 
@@ -128,3 +131,38 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, error):
     monkeypatch.setattr(FileLock, "acquire", acquire)
     with pytest.raises(RunFailed, match=r"run-\w+ cannot be locked .*lock.*; move RUN_DIR"):
         runs.Run(tmp_path, "run", {}).locked().__enter__()
+
+
+@pytest.mark.parametrize("options", [{"stride": 2}, {"stride": (1, 3), "groups": 2, "bias": False}])
+def test_picking_the_pixels_first_is_what_a_strided_1x1_convolution_does(options):
+    conv = nn.Conv2d(6, 8, 1, dtype=torch.float64, **options)  # which oneDNN has no part in
+    x = torch.randn(3, 6, 9, 8, dtype=torch.float64, requires_grad=True)
+    found = [convolve(conv, x, conv.weight, conv.bias) for convolve in (devices._convolve, devices.CONVOLVE)]
+    inputs = [x, *conv.parameters()]
+    direction = torch.randn_like(found[0])
+    gradients = [torch.autograd.grad(out, inputs, direction, retain_graph=True) for out in found]
+    assert len(gradients[0]) == len(inputs)
+    for mine, theirs in zip([found[0], *gradients[0]], [found[1], *gradients[1]], strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_narrow_networks_train_without_a_broken_kernel(tmp_path):
+    """Ended by malloc within a few layers, on a CPU that has it."""
+    code = """
+        import random, sys, torch
+        from common.machine import devices
+        devices.pick("cpu")
+        torch.set_num_threads(1)
+        for inputs in (3, 4, 5, 6, 7, 12) * 8:
+            conv = torch.nn.Conv2d(inputs, random.randint(1, 64), 1, random.choice([2, 3]), bias=False)
+            conv.to(memory_format=torch.channels_last)
+            images = torch.randn(random.choice([4, 16, 50]), inputs, random.choice([4, 8, 16, 32]), 32)
+            out = conv(images.to(memory_format=torch.channels_last).requires_grad_())
+            out.backward(torch.randn_like(out))
+            torch.empty(random.randint(1, 3000))
+        print("all")
+    """
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_PERTURB_": "85"}
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "all\n"), done.stderr

@@ -6,16 +6,18 @@ on the host, so that neither float64 nor int64 reductions, which MPS has not, ar
 """
 
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.machine import environment
 
 ON_CPU = 16  # channel counts that the kernels of a CPU like are multiples of this
 ELSEWHERE = 8  # and those of an accelerator of this
+CONVOLVE = nn.Conv2d._conv_forward  # torch's own
 
 
 def accelerator() -> torch.device | None:
@@ -39,6 +41,7 @@ def pick(name: str) -> torch.device:
     Raises:
         UserError: a device that is not there, an index too high, or a kind that nothing can be trained on.
     """
+    avoid_broken_kernel()
     found = accelerator()
     if name == "auto":
         name = found.type if found else "cpu"
@@ -87,6 +90,28 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return supported(including_emulation=False)
     return supported is not None and supported()
+
+
+def avoid_broken_kernel() -> None:
+    """On a CPU with AVX2 and no AVX-512, strided 1x1 convolutions of few channels pick their pixels themselves.
+
+    There the backward pass of oneDNN writes beyond its memory where the kernel is 1x1, the stride above 1, and the
+    channels that are read are fewer than 8 (torch 2.11 and 2.15, channels-last, fp32, an AMD EPYC).
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return
+    if " avx2 " in flags and " avx512f " not in flags:
+        nn.Conv2d._conv_forward = _convolve
+
+
+def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    unpadded = conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "valid")
+    if not unpadded or conv.stride == (1, 1) or weight.shape[1] >= 8 or x.device.type != "cpu":
+        return CONVOLVE(conv, x, weight, bias)
+    picked = x[..., :: conv.stride[0], :: conv.stride[1]]
+    return nn.functional.conv2d(picked, weight, bias, groups=conv.groups)
 
 
 def use(device: torch.device) -> None:

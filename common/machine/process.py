@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from common.errors import UserError
 from common.machine import environment
@@ -64,24 +63,9 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def avoid_broken_kernels() -> None:
-    """On a CPU with AVX2 and no AVX-512, oneDNN is held to AVX, unless ONEDNN_MAX_CPU_ISA says otherwise.
-
-    Its AVX2 kernels corrupt memory in the backward pass of plain convolutions in channels-last whose channels are no
-    multiple of 8 (torch 2.11 and 2.15, fp32, an AMD EPYC). Those of AVX do not, at about half the speed.
-    """
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:  # no Linux
-        return
-    if " avx2 " in flags and " avx512f " not in flags:
-        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
-
-
 def run(main: Callable[[], int | None]) -> int:
     """Calls a script's `main` and returns its exit status: 2 and one line for a mistake that the user can mend."""
     keep_freed_memory()
-    avoid_broken_kernels()
     Interrupts.seen = 0
     before = {number: signal.signal(number, Interrupts.note) for number in noted()}
     try:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.machine import environment
+from common.machine import devices, environment
 from common.models import Inputs, each
 from common.pruning import METHODS, Method, ds_pruning, scores
 from common.pruning.task import MEASURES, Task
@@ -95,6 +95,7 @@ class Pruner:
         check(self.method, model, optimizer, target, strength, measure, constants)
         check_counts(epochs=epochs, steps_per_epoch=steps_per_epoch, passes=passes, multiple=multiple)
         check_networks(model, averages)
+        devices.avoid_broken_kernel()
         device = next(model.parameters()).device
         self.training = run = Training(model, optimizer, None, epochs, steps_per_epoch, "fp32", device)
         run.groups, run.passes = find_groups(model, example), passes
