@@ -108,7 +108,7 @@ def avoid_broken_kernel() -> None:
 
 def _convolve(conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     unpadded = conv.kernel_size == (1, 1) and conv.padding in ((0, 0), "valid")
-    if not unpadded or conv.stride == (1, 1) or weight.shape[1] >= 8 or x.device.type != "cpu":
+    if not unpadded or conv.stride == (1, 1) or weight.shape[1] >= 8:
         return CONVOLVE(conv, x, weight, bias)
     picked = x[..., :: conv.stride[0], :: conv.stride[1]]
     return nn.functional.conv2d(picked, weight, bias, groups=conv.groups)
