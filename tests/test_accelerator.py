@@ -23,9 +23,10 @@ from tests.pretend import counting
 from tests.test_settings import assert_refused
 
 SHORT = "--precision fp32 --epochs 3 --hold-out 900"
+SMALL = f"{SHORT} --network tests.small:network"  # layers, where many methods or settings are run
 SOME = f"{SHORT} --batch-size 96"
 ONE = "--precision fp32 --epochs 2 --batch-size 128 --learning-rates 0.05"
-FEW = f"{SHORT} --batch-size 128 --width 4"  # steps and channels, where many methods are run
+FEW = f"{SMALL} --batch-size 128 --width 8"
 NEURON = f"{FEW} --study neuron-sparsity --sparsities 0.6 --demp-strengths 0.05 --methods " + " ".join(
     method for method in pruning.METHODS if pruning.METHODS[method].structured
 )
@@ -44,9 +45,9 @@ STUDIES = {  # script and flags
     ),
     "accumulation": ("Resnet18", f"{ONE} --regularization 0 0.01"),
     "gpu protocol": ("Resnet18", f"{LIKE_THE_GPU} --learning-rates 0.05"),
-    "batch-size": ("Resnet18", f"{SHORT} --study batch-size --batch-sizes 96 192"),
-    "learning-rate": ("Resnet18", f"{SOME} --study learning-rate --learning-rates 0.01 0.1"),
-    "regularization": ("Resnet18", f"{SOME} --study regularization --regularizations 0 0.03"),
+    "batch-size": ("Resnet18", f"{SMALL} --study batch-size --batch-sizes 96 192"),
+    "learning-rate": ("Resnet18", f"{SMALL} --batch-size 96 --study learning-rate --learning-rates 0.01 0.1"),
+    "regularization": ("Resnet18", f"{SMALL} --batch-size 96 --study regularization --regularizations 0 0.03"),
     "Leaky ReLU": ("LeakyReLU", ONE),
     "Leaky ReLU, pruned": ("LeakyReLU", f"{SOME} --study neuron-sparsity --sparsities 0.6 --methods dense ds-pruning"),
     "Swish": ("Swish", ONE),
