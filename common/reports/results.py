@@ -93,6 +93,8 @@ def sparsity_section(path: Path) -> str:
     untargeted, pruned = pruned[pruned["target"].isna()], pruned[pruned["target"].notna()]
     published = paper.accuracies(setup(settings), settings["activation"], kind)
     title = f"{names.ACTIVATION_LABELS[settings['activation']]}, {names.SPARSITY_LABELS[path.stem].lower()}"
+    if (apart := path.parents[1]) != ROOT / "plots":
+        title += f": {apart.name}"
     parts = [f"## {title}\n", f"{conditions(settings)}\n"]
     parts.append(
         f"Test accuracy in per cent at each target, mean ± standard deviation, {seeds_behind(pruned)}"
@@ -121,9 +123,15 @@ def sparsity_section(path: Path) -> str:
     return "\n".join(parts)
 
 
+def tables_of(plots: Path) -> list[Path]:
+    """Those of the sparsity studies: in plots/SCRIPT, and, where an OUTPUT_DIR of their own was given, below. (The
+    prototype's table is of another form.)"""
+    found = [path for study in names.SPARSITY_LABELS for path in sorted(plots.rglob(f"{study}.csv"), reverse=True)]
+    return [path for path in found if "methods" in files.origin(path)["settings"]]
+
+
 def sparsity_page(plots: Path) -> str:
-    tables = [path for study in names.SPARSITY_LABELS for path in sorted(plots.glob(f"*/{study}.csv"), reverse=True)]
-    return "# Accuracy at equal sparsity\n\n" + "\n".join(map(sparsity_section, tables))
+    return "# Accuracy at equal sparsity\n\n" + "\n".join(map(sparsity_section, tables_of(plots)))
 
 
 def sweep_section(path: Path) -> str:
@@ -240,8 +248,7 @@ def summary_of(path: Path) -> str:
 
 def summaries(plots: Path) -> dict[Path, str]:
     """The summary beside every table of a sparsity study."""
-    tables = [path for study in names.SPARSITY for path in sorted(plots.glob(f"*/{study}.csv"))]
-    return {path.with_name(f"{path.stem}-summary.md"): summary_of(path) for path in tables}
+    return {path.with_name(f"{path.stem}-summary.md"): summary_of(path) for path in tables_of(plots)}
 
 
 PAGES = {"sparsity.md": sparsity_page, "death.md": death_page, "scripts.md": scripts_page}
