@@ -3,9 +3,9 @@
     python -m common.reports.redraw                                     all tables in plots/
     python -m common.reports.redraw plots/Resnet18/neuron-sparsity.csv --formats pdf
 
-Draws what follows from the tables alone: accuracy against sparsity and FLOPs, the sweeps, and accumulation by epoch.
-What needs the runs themselves (the course of DS-Pruning, layers and fire rates) is drawn by the study's own command,
-which passes over runs that are finished.
+Draws what follows from the tables alone: accuracy against sparsity and FLOPs, the sweeps, accumulation by epoch, and,
+with the table of Resnet18.py or SGD.py, what compares several scripts. What needs the runs themselves (the course of
+DS-Pruning, layers and fire rates of one script) is drawn by the study's own command, which passes over finished runs.
 """
 
 from pathlib import Path
@@ -24,7 +24,8 @@ def settings_of(table: Path) -> SimpleNamespace:
     made = origin(table)["settings"]
     network = made.pop("network")
     own = {"network": network["name"], "width": network.get("width"), "activation": network.get("activation")}
-    return SimpleNamespace(**{**made, **own}, script=table.parent.name, study=table.stem, output_dir=table.parents[1])
+    places = {"output_dir": table.parents[1], "base_dir": table.parents[1]}
+    return SimpleNamespace(**{**made, **own, **places}, script=table.parent.name, study=table.stem)
 
 
 def redraw(table: Path) -> list[Path]:
@@ -43,7 +44,9 @@ def redraw(table: Path) -> list[Path]:
     if known.study == "accumulation":
         returns = table.with_name("accumulation-returns.csv")
         drawn = [accumulation.draw_epochs(known, tables.read(table), table.parent)]
-        return drawn + (accumulation.draw_returns(known, returns) if returns.exists() else [])
+        drawn += accumulation.draw_returns(known, returns) if returns.exists() else []
+        first = known.script in {scripts[0] for _, scripts, _ in accumulation.COMPARISONS.values()}
+        return drawn + (accumulation.compare(known) if first else [])
     raise UserError(f"{table}: the table of no study; takes {', '.join((*names.SPARSITY, *names.SWEEPS))}")
 
 
