@@ -27,14 +27,14 @@ def test_nothing_is_lost():
 
 @linux
 def test_the_harness_sees_one_weight_and_one_file_too_many(tmp_path):
-    from tests import faults
+    from tests.faults import left
 
     weights, kept = torch.zeros(3), tmp_path / "runs" / "final.pt"
     kept.parent.mkdir()
     torch.save({"model": weights, "seconds": 1.0}, kept)
-    before = faults.left(tmp_path)
+    before = left.left(tmp_path)
     torch.save({"model": weights, "seconds": 2.0}, kept)
-    assert faults.different(faults.left(tmp_path), before) == []
+    assert left.different(left.left(tmp_path), before) == []
     torch.save({"model": weights + 1e-7, "seconds": 1.0}, kept)
     (kept.parent / "checkpoint.pt").write_bytes(kept.read_bytes())
-    assert faults.different(faults.left(tmp_path), before) == ["runs/checkpoint.pt", "runs/final.pt"]
+    assert left.different(left.left(tmp_path), before) == ["runs/checkpoint.pt", "runs/final.pt"]
