@@ -3,6 +3,7 @@ command untouched: it has to leave what a command leaves that nobody touched, bi
 
     python -m tests.faults                    a few tries of each fault in each case
     python -m tests.faults --full             many, and their rows in docs/faults.md
+    python -m tests.faults --only "a training" "disk full" --every      at each of its writes, in turn
     python -m tests.faults --only "a sweep" "killed in a write" --seed 7 --tries 1     one again, as a lost one says
 
 Commands run in forked children, which need not import anything, on a few small images. Linux only.
@@ -59,15 +60,17 @@ class Untouched:
         assert not any(statuses), (place / f"{name}-0.log").read_text()
 
 
-def attempt(case: Case, fault: Fault, untouched: Untouched, place: Path, chance: random.Random) -> list[str]:
-    """One try; what went wrong in it."""
+def attempt(
+    case: Case, fault: Fault, untouched: Untouched, place: Path, chance: random.Random, at: int = 0
+) -> list[str]:
+    """One try, at a random moment or at number `at` of the first kind; what went wrong in it."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(untouched.template, place)
     spoiled, moments = chance.randrange(max(case.processes, case.ranks)), None
     if fault.moments:
-        kind = chance.choice([kind for kind in fault.moments if untouched.moments.get(kind)])
+        kind = chance.choice([kind for kind in fault.moments[: 1 if at else None] if untouched.moments.get(kind)])
         spoiled = spoiled if case.ranks == 1 else 0  # which alone writes
-        moments = Moments(kind, chance.randint(1, untouched.moments[kind]), fault.action, fault.lasts)
+        moments = Moments(kind, at or chance.randint(1, untouched.moments[kind]), fault.action, fault.lasts)
     children = begin_all(case, case.flags, place, "touched", spoiled, moments)
     if fault.number:
         time.sleep(chance.uniform(0, untouched.seconds))
@@ -92,20 +95,26 @@ def attempt(case: Case, fault: Fault, untouched: Untouched, place: Path, chance:
     return wrong + [f"{name} is another" for name in different(found, untouched.left)]
 
 
-def try_all(cases: list[str], faults: list[str], tries: int, first_seed: int, folder: Path) -> Iterator[list]:
+def try_all(
+    cases: list[str], faults: list[str], tries: int, first_seed: int, folder: Path, every: bool = False
+) -> Iterator[list]:
     """Rows of case, fault, tries, lost; says how to try a lost one again. What does not kill is tried a quarter as
-    often."""
+    often; with `every`, what comes at a moment is tried at each in turn, and a seed is its number."""
     for name in cases:
         case, own = CASES[name], folder / name.replace(" ", "-")
         untouched = Untouched(case, own)
         for fault in (fault for fault in faults if is_tried(name, case, fault)):
-            count, lost = tries if "killed" in fault else max(1, tries // 4), 0
-            for seed in range(first_seed, first_seed + count):
+            moments, lost = FAULTS[fault].moments if every else (), 0
+            count, begin = tries if "killed" in fault else max(1, tries // 4), first_seed
+            if moments:
+                count, begin = tries or untouched.moments[moments[0]], first_seed or 1
+            for seed in range(begin, begin + count):
                 chance = random.Random(f"{name}/{fault}/{seed}")
-                wrong = attempt(case, FAULTS[fault], untouched, own / "try", chance)
+                wrong = attempt(case, FAULTS[fault], untouched, own / "try", chance, seed if moments else 0)
                 lost += bool(wrong)
                 if wrong:
-                    print(f'lost: --only "{name}" "{fault}" --seed {seed} --tries 1', *wrong, sep="\n    ", flush=True)
+                    again = f'--only "{name}" "{fault}" --seed {seed} --tries 1{" --every" * every}'
+                    print(f"lost: {again}", *wrong, sep="\n    ", flush=True)
             yield [name, fault, count, lost]
         shutil.rmtree(own)
 
@@ -126,6 +135,7 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="many tries, and their rows in docs/faults.md")
     parser.add_argument("--tries", type=int, help="of what kills; of all else a quarter, and one at least")
     parser.add_argument("--only", nargs="+", default=[], help="cases and faults, by name")
+    parser.add_argument("--every", action="store_true", help="what comes at a moment, at each in turn")
     parser.add_argument("--seed", type=int, default=0, help="of the first try; the next ones follow it")
     given = parser.parse_args()
     prepare()
@@ -133,7 +143,8 @@ def main() -> int:
     faults = [name for name in FAULTS if name in given.only] or list(FAULTS)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in try_all(cases, faults, given.tries or (20 if given.full else 2), given.seed, Path(folder)):
+        tries = given.tries or (0 if given.every else 20 if given.full else 2)
+        for row in try_all(cases, faults, tries, given.seed, Path(folder), given.every):
             rows.append(row)
             print(*row, sep=", ", flush=True)
             if given.full:
