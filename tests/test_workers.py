@@ -59,10 +59,10 @@ def test_three_processes_that_extend_one_table_with_a_seed_each_leave_all_three(
     assert not list(tmp_path.rglob("*.new"))
 
 
-def test_a_sweep_and_an_accumulation_by_two_jobs(tmp_path):
-    flags = "--dataset digits --epochs 2 --width 4 --learning-rates 0.05 0.1 --regularization 0 --batch-size 128"
-    for study in ("learning-rate", "accumulation"):
-        assert begin(tmp_path, f"{flags} --study {study} --jobs 2").wait() == 0
+def test_a_sweep_by_two_jobs_and_an_accumulation_of_the_same_runs(call, tmp_path):
+    flags = "--epochs 2 --width 4 --learning-rates 0.05 0.1 --regularization 0 --batch-size 128"
+    assert begin(tmp_path, f"--dataset digits {flags} --study learning-rate --jobs 2").wait() == 0
+    assert call("Resnet18", flags)[1].count("finished before") == 2
     assert [row["learning_rate"] for row in table(tmp_path, "learning-rate")] == [0.05, 0.1]
     assert [(row["learning_rate"], row["epoch"]) for row in table(tmp_path, "accumulation")] == [
         (rate, epoch) for rate in (0.05, 0.1) for epoch in (1, 2)
