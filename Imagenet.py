@@ -74,8 +74,7 @@ SILENCE = 90.0  # seconds without a sign of life after which a process counts as
 def main() -> int:
     constants = settings.read(globals(), ("imagenet", "accumulation"), processes=True)
     # Not before: they import torch, and --help and wrong constants need none.
-    from common.studies.accumulation import Accumulation
-    from common.studies.imagenet import Imagenet, load
+    from common.studies.imagenet import Imagenet, ImagenetUnits, load
     from common.training.gradients import changes
 
     dataset = load(constants)
@@ -84,7 +83,7 @@ def main() -> int:
         for run in study.plan():  # a method, a target and a seed
             study.train(run)
         return study.save()  # tables and figure: accuracy against the share of weights removed
-    study = Accumulation(constants, dataset, "resnet50")
+    study = ImagenetUnits(constants, dataset)
     for run in study.plan():  # a regularization, a learning rate and a seed
         noise = {"noise": constants.noise_std, "seed": run.seed, "device": constants.device}
         study.train(run, changes(pull=run.regularization, clip=constants.gradient_clip, **noise))

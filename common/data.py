@@ -8,6 +8,7 @@ drawn before, so a resumed run sees the same batches on any device.
 import hashlib
 import os
 import socket
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
@@ -161,6 +162,7 @@ def image_folder(folder: Path, size: int, workers: int) -> tuple:
     classes, parts = splits_of(folder, "DATASET", ("test", "val"))
     splits = [files_of(part, classes, "DATASET")[0] for part in parts]
     fit_in_memory(sum(map(len, splits)), size)
+    warnings.filterwarnings("ignore", module="PIL")  # of odd files, which are named
     with ThreadPoolExecutor(max(1, workers)) as pool:
         return *(read_images(files, size, pool) for files in splits), classes
 

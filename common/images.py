@@ -2,6 +2,7 @@
 
 import os
 import signal
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,15 +162,17 @@ def subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def images_in(folder: Path, constant: str) -> list[tuple[bytes, int]]:
+def images_in(folder: Path, constant: str, seen: dict[str, str]) -> list[tuple[bytes, int]]:
     """(path relative to the folder's parent, size in bytes) of every image in it, at any depth, sorted; hidden files
     and folders, which some systems leave beside images, hold none.
 
     Args:
         constant: the one that names the images, for the error.
+        seen: where links have led so far, to be completed: real path -> link.
 
     Raises:
-        UserError: for a link that leads back to where it lies, or above: images would be met again, in other classes.
+        UserError: for a link to a folder among the images, or that another one leads to as well: images would be met
+            again, in other classes.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -177,17 +180,26 @@ def images_in(folder: Path, constant: str) -> list[tuple[bytes, int]]:
         raise error
 
     found, start = [], len(os.path.join(folder.parent, ""))
+    among = Path(os.path.realpath(folder.parent)).parent
     for where, inside, names in os.walk(folder, onerror=stop, followlinks=True):
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in inside:
             link = os.path.join(where, name)
-            if os.path.islink(link) and Path(os.path.realpath(where)).is_relative_to(os.path.realpath(link)):
+            if not os.path.islink(link):
+                continue
+            to = os.path.realpath(link)
+            if Path(os.path.realpath(where)).is_relative_to(to):
                 raise UserError(f"{constant}: {printable(link)} leads back to a folder that it lies in; delete it")
+            if Path(to).is_relative_to(among) or seen.setdefault(to, link) != link:
+                raise UserError(f"{constant}: {printable(link)} leads to images that are met elsewhere; delete it")
         for name in names:
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
                 path = os.path.join(where, name)
                 try:
-                    size = os.stat(path).st_size
+                    known = os.stat(path)
+                    if not stat.S_ISREG(known.st_mode):  # a pipe, say, would be waited for
+                        continue
+                    size = known.st_size
                 except OSError:  # a link to nothing, to be met as a damaged image
                     size = 0
                 found.append((os.fsencode(path[start:]), size))
@@ -202,7 +214,7 @@ def splits_of(folder: Path, constant: str, tests: tuple[str, str]) -> tuple[list
         tests: what the folder of test images may be called; the first that is there is taken.
 
     Raises:
-        UserError: absent split, fewer than two classes, or classes that differ.
+        UserError: absent split, fewer than two classes, classes that differ, or one folder under two names.
     """
     takes = f"takes a folder with train/ and {tests[0]}/ (or {tests[1]}/), one subfolder of images a class"
     test = next((folder / name for name in tests if (folder / name).is_dir()), None)
@@ -219,6 +231,10 @@ def splits_of(folder: Path, constant: str, tests: tuple[str, str]) -> tuple[list
         raise UserError(f"{constant}: the classes of {parts[0]} and {test} differ in {len(odd)}: {', '.join(odd[:5])}")
     if len(classes) < 2:
         raise UserError(f"{constant}: {parts[0]} has one class, {classes[0]}; takes two or more")
+    places: dict[str, Path] = {}
+    for place in (part / name for part in parts for name in classes):
+        if (other := places.setdefault(os.path.realpath(place), place)) != place:
+            raise UserError(f"{constant}: {printable(str(other))} and {printable(str(place))} are one folder")
     return classes, parts
 
 
@@ -229,10 +245,12 @@ def files_of(folder: Path, classes: list[str], constant: str) -> tuple[Files, np
         UserError: for a class without images; and as `images_in`.
     """
     with ThreadPoolExecutor(SCANNERS) as pool:
-        found = list(pool.map(partial(images_in, constant=constant), (folder / name for name in classes)))
+        look = partial(images_in, constant=constant, seen={})
+        found = list(pool.map(look, (folder / name for name in classes)))
     for name, own in zip(classes, found, strict=True):
         if not own:
-            raise UserError(f"{constant}: the class {folder / name} holds no images; fill or delete it in every split")
+            what = f"the class {printable(str(folder / name))} holds no images"
+            raise UserError(f"{constant}: {what}; fill or delete it in every split")
     names = np.array([name for own in found for name, _ in own])
     sizes = np.array([size for own in found for _, size in own], dtype=np.int64)
     return Files(folder, names, np.repeat(np.arange(len(classes)), list(map(len, found)))), sizes

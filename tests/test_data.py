@@ -262,7 +262,8 @@ def test_names_of_any_bytes_are_read(tmp_path):
             pytest.skip("this file system takes names of text only")
         assert len(data.load(place(root)).train.labels) == 6
         (damaged,) = (
-            images.printable(os.fsdecode(path)) for path, _ in images.images_in(root / "train" / "dog", "DATASET")[-1:]
+            images.printable(os.fsdecode(path))
+            for path, _ in images.images_in(root / "train" / "dog", "DATASET", {})[-1:]
         )
         assert damaged.isprintable() or damaged.isascii()
         os.rename(os.path.join(os.fsencode(root / "train" / "dog"), name), root / "train" / "dog" / "1.png")

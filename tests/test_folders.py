@@ -1,6 +1,7 @@
 """Image folders read by worker processes: what is in a batch, what becomes of damaged images, what is refused."""
 
 import multiprocessing
+import os
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -196,6 +197,38 @@ def test_a_folder_that_cannot_be_used_is_told_in_one_line(own, what, words):
         load(spoilt(own, what))
     assert str(error.value).startswith("DATA_DIR: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("link", "to", "words"),
+    [
+        ("train/cat/x", "train/dog", "leads to images that are met elsewhere"),
+        ("train/cat/x", "val", "leads to images that are met elsewhere"),
+        ("val/cat/x", "train", "leads to images that are met elsewhere"),
+        ("train/cat/x", "train", "leads back to a folder that it lies in"),
+    ],
+)
+def test_a_link_to_images_that_are_met_elsewhere_is_refused(own, link, to, words):
+    (own / link).symlink_to(own / to)
+    with pytest.raises(UserError, match=words):
+        load(own)
+
+
+def test_links_to_one_folder_elsewhere_and_splits_that_are_one_folder_are_refused(own, tmp_path):
+    outside = tmp_path / "outside"
+    shutil.copytree(own / "train" / "cat", outside)
+    (own / "train" / "cat" / "more").symlink_to(outside)
+    assert len(load(own).train)
+    os.mkfifo(own / "train" / "cat" / "pipe.png")
+    assert len(load(own).train)
+    (own / "train" / "dog" / "more").symlink_to(outside)
+    with pytest.raises(UserError, match="met elsewhere"):
+        load(own)
+    (own / "train" / "dog" / "more").unlink()
+    shutil.rmtree(own / "val")
+    (own / "val").symlink_to(own / "train")
+    with pytest.raises(UserError, match="are one folder"):
+        load(own)
 
 
 def test_a_batch_larger_than_the_training_split_is_refused(plain):

@@ -1,12 +1,16 @@
 """Nobody's results are destroyed: not by a command of other conditions, not by a damaged checkpoint."""
 
 import json
+import os
+import threading
 
 import pytest
+import torch
 
 from common import files
 from common.errors import Damaged
 from common.machine import workers
+from common.studies import study
 from common.training import checkpoints, runs
 
 SMALL = "--epochs 2 --width 4 --learning-rates 0.05"
@@ -118,3 +122,70 @@ def test_a_flipped_bit_anywhere_in_a_file_of_a_run_is_noticed(interrupted):
             continue
         missed += str(found["model"]) != str(kept["model"]) or str(found["rows"]) != str(kept["rows"])
     assert missed == 0
+
+
+def test_a_file_of_an_earlier_version_whose_tensor_passes_for_a_folder_is_damaged(interrupted):
+    """One bit of the directory, which no checksum in the archive covers; torch would leave the tensor empty."""
+    _, folder = interrupted
+    path, state = folder / "earlier.pt", files.load(folder / runs.LAST)
+    torch.save(state, path)
+    assert files.load(path)["epoch"] == state["epoch"]
+    content = bytearray(path.read_bytes())
+    end = content.rindex(b"PK\5\6")
+    entry = int.from_bytes(content[end + 16 : end + 20], "little")
+    while (
+        b"/data/" not in content[entry + 46 : entry + 46 + int.from_bytes(content[entry + 28 : entry + 30], "little")]
+    ):
+        entry = content.index(b"PK\1\2", entry + 4)
+    content[entry + 38] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(Damaged):
+        files.load(path)
+    assert files.is_whole(folder / runs.LAST)
+    sealed = bytearray((folder / runs.LAST).read_bytes())
+    for place in [*range(len(sealed) - 4000, len(sealed) - 14, 19), *range(len(sealed) - 14, len(sealed))]:
+        sealed[place] ^= 16
+        path.write_bytes(sealed)
+        sealed[place] ^= 16
+        try:
+            found = files.load(path)
+        except Damaged:
+            continue
+        assert str(found["model"]) == str(state["model"])
+
+
+@pytest.mark.parametrize("lacks", ["model", "rows", "optimizer", "epoch"])
+def test_a_checkpoint_that_lacks_a_part_is_damaged(call, interrupted, lacks):
+    flags, folder = interrupted
+    state = files.load(folder / runs.LAST)
+    del state[lacks]
+    files.write_tensors(folder / runs.LAST, state)
+    status, _, error = call("SGD", flags)
+    assert (status, error.count("goes on from the checkpoint before")) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda f: f.clear(), lambda f: f.pop("counts"), lambda f: f["counts"].clear(), lambda f: f.update(rows=1)],
+)
+def test_a_final_that_lacks_a_part_is_told_in_a_line(call, interrupted, change, capsys):
+    flags, folder = interrupted
+    assert call("SGD", flags)[0] == 0
+    final = files.load(folder / "final.pt")
+    change(final)
+    files.write_tensors(folder / "final.pt", final)
+    status, _, error = call("SGD", flags)
+    assert (status, error.splitlines()[0].startswith("error: lr 0.05 seed 0: ")) == (2, True)
+    assert "Traceback" not in error
+
+
+def test_who_writes_the_tables_is_waited_for_with_a_word(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(study.Study, "PATIENCE", 0.1)
+    (tmp_path / "state").mkdir()
+    held = os.open(tmp_path / "state" / ".SGD-accumulation.lock", os.O_CREAT | os.O_RDWR)
+    pytest.importorskip("fcntl").flock(held, 2)  # as another process would
+    release = threading.Timer(12, os.close, [held])
+    release.start()
+    status, output, _ = call("SGD", SMALL)
+    release.join()
+    assert (status, output.count("waiting for another process, which writes the tables")) == (0, 1)

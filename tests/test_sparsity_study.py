@@ -1,13 +1,17 @@
 """The table of a sparsity study."""
 
+import json
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
 from matplotlib.text import Text
 
-from common.files import read_csv
-from common.reports import canvas, figures, tradeoff
+from common.errors import UserError
+from common.files import read_csv, write_csv
+from common.reports import canvas, figures, redraw, tradeoff
 from common.reports import sparsity as report
 from common.studies import sparsity
 
@@ -39,11 +43,75 @@ def test_a_table_made_under_other_conditions_is_not_extended(call, tmp_path):
     assert table.read_bytes() == before
 
 
-def test_without_extend_a_table_is_made_anew(call, tmp_path):
+def test_without_extend_a_table_is_made_anew_and_rows_of_other_runs_are_set_aside(call, tmp_path):
+    table, aside = (tmp_path / "out" / "Resnet18" / f"neuron-sparsity{end}.csv" for end in ("", "-before"))
     call("Resnet18", f"{FLAGS} random")
-    call("Resnet18", f"{FLAGS} magnitude")
-    rows = read_csv(tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv")
-    assert [row["method"] for row in rows] == ["magnitude"]
+    (random,) = read_csv(table)
+    assert f"1 row of {table}, of other runs, goes to {aside}" in call("Resnet18", f"{FLAGS} magnitude")[1]
+    (magnitude,) = read_csv(table)
+    assert (magnitude["method"], read_csv(aside)) == ("magnitude", [random])
+    call("Resnet18", f"{FLAGS} random", run_dir=tmp_path / "elsewhere")
+    call("Resnet18", f"{FLAGS} dense")
+    assert {row["method"] for row in read_csv(aside)} == {"magnitude", "random"}  # nothing is lost by the way
+
+
+def test_of_a_method_with_other_constants_the_row_is_set_aside_and_of_a_run_that_is_gone_it_stays(call, tmp_path):
+    table, aside = (tmp_path / "out" / "Resnet18" / f"neuron-sparsity{end}.csv" for end in ("", "-before"))
+    flags = f"{FLAGS} random ds-pruning --epochs 2"
+    call("Resnet18", flags)
+    random, pruned = read_csv(table)
+    for path in (tmp_path / "state").rglob("final.pt"):
+        path.write_bytes(b"")
+    status, output, error = call("Resnet18", f"{flags} --warmup 0.3")
+    assert (status, "1 row of" in output, "random 0.5 seed 0" in error) == (2, True, True)
+    rows = read_csv(table)
+    assert (rows[0], rows[1]["method"], read_csv(aside)) == (random, "ds-pruning", [pruned])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda text: text[:-60], "has not as many fields"),
+        (lambda text: text + text.splitlines()[1] + ",9\n", "has not as many fields"),
+        (lambda text: text + text.splitlines()[1] + "\n", "the same row twice"),
+        (lambda text: text.replace(",random,", ",randon,"), "a row is not understood"),
+        (lambda text: text.replace("\nResnet18", '\n"Resnet18'), "is damaged"),
+        (lambda text: "", "is damaged"),
+        (lambda text: text.replace(",0.5,0.5", ",0.5,0.5,", 1), "has not as many fields"),
+    ],
+)
+def test_a_damaged_table_is_named_set_aside_and_not_extended(call, tmp_path, harm, words):
+    call("Resnet18", f"{FLAGS} random")
+    table = tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv"
+    whole, damaged = table.read_text(), table.with_name("neuron-sparsity-damaged.csv")
+    table.write_text(harm(whole))
+    status, _, error = call("Resnet18", f"{FLAGS} random --extend")
+    assert (status, error.count("\n"), words in error) == (2, 1, True), error
+    whole_lines = words in ("the same row twice", "a row is not understood")
+    with nullcontext() if whole_lines else pytest.raises(UserError, match="damaged or not ours"):
+        redraw.main([str(table)])
+    status, output, error = call("Resnet18", f"{FLAGS} random")
+    assert (status, error, f"it is now {damaged}" in output) == (0, "", True)
+    assert (table.read_text(), damaged.read_text()) == (whole, harm(whole))
+
+
+def test_impossible_accuracies_and_settings_are_refused(call, tmp_path):
+    call("Resnet18", f"{FLAGS} random")
+    table = tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv"
+    rows = read_csv(table)
+    write_csv(table, list(rows[0]), [{**rows[0], "test_accuracy": 9.42}])
+    assert "a test accuracy of 9.42" in call("Resnet18", f"{FLAGS} random --extend")[2]
+    write_csv(table, list(rows[0]), rows)
+    made = table.with_suffix(".json")
+    for settings in ({"methods": None}, {"methods": []}, {}, {"network": "x"}):
+        made.write_text(json.dumps({"settings": settings}))
+        status, _, error = call("Resnet18", f"{FLAGS} random --extend")
+        assert (status, error.count("\n")) == (2, 1)
+        with pytest.raises(UserError):
+            redraw.main([str(table)])
+    made.write_text("[" * 100_000)
+    with pytest.raises(UserError):
+        redraw.main([str(table)])
 
 
 def test_a_study_goes_on_past_a_run_that_another_process_is_training(call, tmp_path):
@@ -54,7 +122,8 @@ def test_a_study_goes_on_past_a_run_that_another_process_is_training(call, tmp_p
         status, output, error = call("Resnet18", f"{FLAGS} random magnitude")
     assert (status, error) == (0, "")
     assert "left to the processes that train them: random 0.5 seed 0" in output
-    assert [row["method"] for row in read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")] == ["magnitude"]
+    table = read_csv(tmp_path / "out/Resnet18/neuron-sparsity.csv")
+    assert [row["method"] for row in table] == ["random", "magnitude"]  # the first as the table had it
 
 
 def test_an_interrupted_study_leaves_the_table_of_what_it_has_done(call, tmp_path, monkeypatch):

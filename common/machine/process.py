@@ -103,7 +103,11 @@ def report_errors(main: Callable[[], int | None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        if error.filename:
+            print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
+        else:  # as of a pipe that nobody reads any more
+            what = f"what is printed cannot be written ({error.strerror or error})"
+            print(f"error: {what}; the same command goes on from the last checkpoint", file=sys.stderr)
         return 2
     except RuntimeError as error:
         from common.machine import distributed

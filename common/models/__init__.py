@@ -71,7 +71,9 @@ def include(name: str) -> None:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        NETWORKS[name] = getattr(import_module(module), function)
+        found = getattr(import_module(module), function)
+        signature(found)  # raises for what cannot be called
+        NETWORKS[name] = found
     except Exception as error:  # whatever the module's own code may raise
         raise UserError(f"NETWORK: got {name!r}, which cannot be imported: {told(error)}") from None
 

@@ -18,6 +18,10 @@ def present(settings: SimpleNamespace, dataset: folders.Folder, table: Path) -> 
     rows = tables.read(table)
     print(f"\n{summary(rows)}\n\ntable: {table}\ntable: {table.with_suffix('.md')}")
     canvas.tell(draw(settings, dataset, rows, table.parent))
+    tell_damaged(dataset)
+
+
+def tell_damaged(dataset: folders.Folder) -> None:
     damaged = dataset.damaged
     if damaged:
         print(f"{len(damaged)} damaged image{'s' * (len(damaged) > 1)} left out:")

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from common import names, settings
-from common.errors import UserError
+from common.errors import UserError, told
 from common.files import origin
 from common.machine import process
 
@@ -36,9 +36,14 @@ def redraw(table: Path) -> list[Path]:
     """
     from common.reports import accumulation, sparsity, sweeps, tables
 
+    if not table.exists():
+        raise UserError(f"{table}: no such table")
     known = settings_of(table)
     if known.study in names.SPARSITY:
-        return sparsity.draw(known, tables.read(table), {}, table.parent)
+        rows = tables.read(table)
+        if "strength" not in rows:  # a table of an earlier version
+            rows["strength"] = float("nan")
+        return sparsity.draw(known, rows, {}, table.parent)
     if known.study in names.SWEEPS:
         return sweeps.draw(known, table, [])
     if known.study == "accumulation":
@@ -60,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     canvas.formats = given.formats
     found = sorted(path.with_suffix(".csv") for path in (ROOT / "plots").glob("*/*.json"))
     for table in given.tables or found:
-        canvas.tell(redraw(table))
+        try:
+            canvas.tell(redraw(table))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise UserError(f"{table}: it or its .json is damaged or not ours ({told(error)})") from None
     return 0
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import pandas as pd
 
 from common import settings
-from common.errors import UserError
+from common.errors import UserError, told
 from common.files import load, read_csv
 from common.machine import process
 from common.reports import tables
+from common.training.runs import Run
 
 # In a run's constants -> the column: a run has a name and code of its own.
 OF_NETWORK = {"network.name": "network", "network.code": "network_code"}
@@ -34,20 +35,21 @@ def flat(config: dict) -> dict:
 
 def line(folder: Path) -> dict:
     """What is known of one run: its constants, and `state` (finished, or the epochs so far)."""
-    known = flat(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     final, log = folder / "final.pt", folder / "log.csv"
-    rows = read_csv(log) if log.exists() else []
-    found = {"name": folder.name, "state": "finished" if final.exists() else f"{len(rows)} epochs"}
+    state = load(final) if final.exists() else None
+    rows = state["rows"] if state else read_csv(log) if log.exists() else []
+    found = {"name": folder.name, "state": "finished" if state else f"{len(rows)} epochs"}
     if rows:
         found["accuracy"] = round(100 * rows[-1]["test_accuracy"], 2)
         found["dead"] = rows[-1]["dead_units"]
-    if final.exists():
-        state = load(final)
-        counts = state["counts"]
-        gone = 1 - counts["alive"][-1].float().mean().item()
+    if state:
+        if Run.apart(state["config"]) != Run.apart(config):
+            raise ValueError("its final.pt is of another run")
+        gone = 1 - state["counts"]["alive"][-1].float().mean().item()
         found |= {"sparsity": round(100 * gone, 1), "code": state.get("code")}
         found["ended"] = datetime.fromtimestamp(final.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    return {**known, **found}
+    return {**flat(config), **found}
 
 
 LAST = ["state", "accuracy", "dead", "sparsity", "ended", "code", "name"]
@@ -59,11 +61,16 @@ def table_of(folders: list[Path], where: dict[str, str]) -> pd.DataFrame:
     for folder in folders:
         try:
             found = line(folder)
-        except (UserError, OSError, ValueError, KeyError) as error:
-            print(f"left out: {folder} ({error})", file=sys.stderr)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            print(f"left out: {folder} is damaged or not ours ({told(error)})", file=sys.stderr)
             continue
         if all(str(found.get(name)) == value for name, value in where.items()):
             lines.append(found)
+    if not lines:
+        return pd.DataFrame()
     table = pd.DataFrame(lines)
     constants = [name for name in table if name not in LAST and table[name].astype(str).nunique() > 1]
     return table[[*constants, *(name for name in LAST if name in table)]]
@@ -88,12 +95,15 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"{given.folder}: no runs there; takes the RUN_DIR of a script")
     table = table_of(found, dict(given.where))
     if table.empty:
-        raise UserError("--where: no run is so; leave it out to see all")
+        raise UserError("--where: no run is so; leave it out to see all" if given.where else "no run there can be read")
     if given.sort not in table:
         raise UserError(f"--sort: got {given.sort!r}, takes one of {', '.join(table)}")
     table = table.sort_values(given.sort, kind="stable")
     if given.csv:
-        table.to_csv(given.csv, index=False)
+        try:
+            table.to_csv(given.csv, index=False)
+        except OSError as error:
+            raise UserError(f"--csv: {given.csv} cannot be written ({error.strerror or error})") from None
     print(tables.text(table))
     return 0
 

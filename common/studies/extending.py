@@ -1,13 +1,12 @@
 """Tables of earlier commands: never replaced by others, and extended (EXTEND) by what they lack."""
 
-import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
-from common.errors import UserError
+from common.errors import UserError, told
 from common.files import origin, read_csv
 
 
@@ -47,7 +46,29 @@ def odd_names(before: dict, now: dict) -> list[str]:
     return sorted(name for name in {*before, *now} - {"methods"} if before.get(name) != now.get(name))
 
 
-def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[str] = ()) -> list[dict]:
+def changed_methods(table: Path, made: dict) -> set[str]:
+    """The methods that a table's rows were made of with other constants than these conditions have."""
+    before = origin(table)["settings"].get("methods", {})
+    return {name for name, own in made.get("methods", {}).items() if name in before and before[name] != own}
+
+
+def check_rows(rows: list[dict], order: Callable[[dict], tuple]) -> None:
+    """Raises ValueError for rows that no study wrote. order: what a study sorts its rows by."""
+    try:
+        sorted(map(order, rows))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"a row is not understood, {told(error)}") from None
+    for row in rows:
+        accuracy = row.get("test_accuracy")
+        if accuracy is not None and not (isinstance(accuracy, (int, float)) and 0 <= accuracy <= 1):
+            raise ValueError(f"a test accuracy of {accuracy}")
+    if len({tuple(row.items()) for row in rows}) < len(rows):
+        raise ValueError("the same row twice")
+
+
+def rows_to_extend(
+    table: Path, made: dict, columns: list[str], order: Callable[[dict], tuple], later: Sequence[str] = ()
+) -> list[dict]:
     """The rows of an earlier command's table; none where there is no table.
 
     Args:
@@ -55,6 +76,7 @@ def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[
         made: the settings of this command, as JSON gives them back. Those of `methods` are compared for the methods
             that the table has, and completed, in place, with those of the others.
         columns: the columns that the table must have.
+        order: what its rows are sorted by.
         later: those of them that a table of an earlier version lacks; they are empty in its rows.
 
     Raises:
@@ -63,14 +85,15 @@ def rows_to_extend(table: Path, made: dict, columns: list[str], later: Sequence[
     if not table.exists():
         return []
     try:
-        before, rows = origin(table)["settings"], read_csv(table)
-    except (UserError, OSError, ValueError, csv.Error) as error:
+        before, rows = origin(table)["settings"], [dict.fromkeys(later) | row for row in read_csv(table)]
+        if all(set(row) == set(columns) for row in rows):
+            check_rows(rows, order)
+    except (UserError, OSError, ValueError) as error:
         raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
     methods, own = before.pop("methods", {}), made.get("methods", {})
     there = {row.get("method") for row in rows}
     odd = odd_names(before, made)
     odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
-    rows = [dict.fromkeys(later) | row for row in rows]
     if odd or any(set(row) != set(columns) for row in rows):
         raise UserError(
             f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 from common import folders
 from common.machine import distributed, environment
+from common.studies.accumulation import Accumulation
 from common.studies.sparsity import COLUMNS, Sparsity, Trial
 from common.training.loop import Callback, Training
 
@@ -40,6 +41,24 @@ def load(settings: SimpleNamespace) -> folders.Folder:
         f"pass{'es' * (passes > 1)} of {settings.per_pass}; the learning rate is that of the whole step"
     )
     return dataset
+
+
+class ImagenetUnits(Accumulation):
+    """The accumulation study of images that are read while the network trains."""
+
+    def __init__(self, settings: SimpleNamespace, dataset: folders.Folder):
+        super().__init__(settings, dataset, "resnet50")
+
+    def make(self, trial, changes: Sequence[Callback]) -> dict:
+        final = super().make(trial, [*changes, DamagedImages(self.dataset)])
+        self.dataset.note_damaged(final.get("DamagedImages", {}).get("paths", ()))
+        return final
+
+    def present(self) -> None:
+        from common.reports.imagenet import tell_damaged
+
+        super().present()
+        tell_damaged(self.dataset)
 
 
 class Imagenet(Sparsity):

@@ -1,6 +1,7 @@
 """What all studies are: a plan of runs, and what follows from those that are finished."""
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -9,13 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
-from inspect import getsourcefile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from common import data, models, names, units
 from common.errors import RunFailed, UserError, told
@@ -23,7 +23,7 @@ from common.files import UNFINISHED, read_csv, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
-from common.studies.extending import place_of, rows_to_extend
+from common.studies.extending import changed_methods, place_of, rows_to_extend
 from common.tracing import find_groups
 from common.training import code
 from common.training.callbacks import DeadAtEnd
@@ -51,7 +51,7 @@ def conditions(settings: SimpleNamespace, dataset: data.Dataset, network: str) -
     known = {name: value for name, value in options.items() if name in models.options_of(network)}
     found = {"name": network, "classes": len(dataset.classes), **known}
     if ":" in network:
-        found["code"] = code.digest_of(getsourcefile(models.NETWORKS[network]))
+        found["code"] = code.digest_of_module(models.NETWORKS[network], network.partition(":")[0])
     return {"network": found, "data": dataset.fingerprint, **identity.conditions(settings)}
 
 
@@ -125,6 +125,7 @@ class Study:
     columns: list[str]
     later: Sequence[str] = ("code",)  # columns that tables of earlier versions lack
     endings: Sequence[str] = ("",)  # of the names of its tables
+    PATIENCE = 10  # seconds that another process may write the tables before a line says what is waited for
 
     def __init__(self, settings: SimpleNamespace, dataset: data.Dataset, network: str | None = None):
         self.settings, self.dataset = SimpleNamespace(**vars(settings)), dataset
@@ -142,7 +143,43 @@ class Study:
         self.runs = runs
         self.settings.base_dir = self.settings.output_dir
         self.go_to(*distributed.by_first(lambda: place_of(self.settings, self.conditions())))
+        self.kept = distributed.by_first(self.set_aside)
         self.before = distributed.by_first(lambda: {*map(self.key, self.rows_before(self.conditions())[""])})
+
+    def set_aside(self) -> dict:
+        """What a table that is there has of runs that this command makes: key -> its rows in each table. They stay
+        until those runs are finished (again). Without EXTEND, its other rows go to a table of their own."""
+        if not self.table.exists() or getattr(self.settings, "extend", False):
+            return {}
+        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
+        with self.table_lock():
+            if not self.table.exists():
+                return {}
+            made, mine = self.conditions(), {*map(self.key_of, self.runs)}
+            changed = changed_methods(self.table, made)
+            try:
+                rows = rows_to_extend(self.table, {**made, "methods": {}}, self.columns, self.order, self.later)
+            except UserError as error:
+                place = self.table.with_name(f"{self.settings.study}-damaged.csv")
+                os.replace(self.table, place)
+                print(f"{error}; it is now {place}".removeprefix("EXTEND: ").replace("; use --no-extend", ""))
+                return {}
+            stay = [row for row in rows if self.key(row) in mine and row.get("method") not in changed]
+            if others := [row for row in rows if row not in stay]:
+                place = self.table.with_name(f"{self.settings.study}-before.csv")
+                earlier = [row for row in read_csv(place) if row not in others] if place.exists() else []
+                write_csv(place, self.columns, [*earlier, *others])
+                if not workers.is_worker():
+                    what = f"{len(others)} row{'s' * (len(others) > 1)} of {self.table}, of other runs,"
+                    print(f"{what} {'go' if len(others) > 1 else 'goes'} to {place}; --extend keeps them")
+            tables = {"": stay} | {
+                end: read_csv(self.paths[end]) for end in self.endings[1:] if self.paths[end].exists()
+            }
+        found: dict = {}
+        for number, ending in enumerate(self.endings):
+            for row in tables.get(ending, ()):
+                found.setdefault(self.key(row), tuple([] for _ in self.endings))[number].append(row)
+        return {key: own for key, own in found.items() if own[0]}
 
     def go_to(self, place: Path, note: str) -> None:
         if note and place != self.settings.output_dir:
@@ -159,7 +196,7 @@ class Study:
         """Ending -> the rows that its table has (EXTEND). made: `conditions`, completed by those of the table."""
         if not getattr(self.settings, "extend", False):
             return {ending: [] for ending in self.endings}
-        found = {"": rows_to_extend(self.table, made, self.columns, self.later)}
+        found = {"": rows_to_extend(self.table, made, self.columns, self.order, self.later)}
         known = {self.key(row) for row in found[""]}
         for ending in self.endings[1:]:
             rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
@@ -201,8 +238,8 @@ class Study:
         return str(run)
 
     def collect(self, run=None, final: dict | None = None) -> bool:
-        """The tables: the rows that they have (EXTEND), and those of all finished runs of the plan. Returns whether
-        there are any.
+        """The tables: the rows that they have (EXTEND), those of all finished runs of the plan, and of its other runs,
+        those that were there before. Returns whether there are any.
 
         run, final: one that was just made or read.
         """
@@ -214,7 +251,8 @@ class Study:
             known = {self.key(row) for row in tables[""]}
             for run in self.runs:
                 if self.key_of(run) not in known:
-                    for ending, rows in zip(self.endings, self.rows_of(run), strict=False):
+                    rows_of_run = self.rows_of(run) or self.kept.get(self.key_of(run), ())
+                    for ending, rows in zip(self.endings, rows_of_run, strict=False):
                         tables[ending] += map(dict, rows)
             for rows in tables.values():
                 rows.sort(key=self.order)
@@ -260,12 +298,20 @@ class Study:
     def table_lock(self) -> Iterator[None]:
         """Held while a table is read and written, by one process. What one that was killed left half-written goes; and
         where another command has put its table in this place since, that stays, and this one goes elsewhere."""
-        with FileLock(self.settings.run_dir / f".{self.settings.script}-{self.settings.study}.lock"):
+        lock = FileLock(self.settings.run_dir / f".{self.settings.script}-{self.settings.study}.lock")
+        try:
+            lock.acquire(timeout=self.PATIENCE)
+        except Timeout:
+            print(f"waiting for another process, which writes the tables (it holds {lock.lock_file})")
+            lock.acquire()
+        try:
             self.go_to(*place_of(self.settings, self.conditions()))
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob(f".{self.settings.study}*{UNFINISHED}"):
                 left.unlink(missing_ok=True)
             yield
+        finally:
+            lock.release()
 
     def finish(self) -> None:
         """Comes back to the runs that other processes were training, should one of these have ended before its run."""

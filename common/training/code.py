@@ -2,8 +2,12 @@
 
 import hashlib
 import sys
+from contextlib import suppress
 from functools import cache
+from inspect import getsourcefile, unwrap
 from pathlib import Path
+
+from common.errors import UserError
 
 COMMON = Path(__file__).parent.parent
 NOT_PART = {"reports", "export.py"}  # what a training never runs
@@ -18,6 +22,18 @@ def lines_of(text: str) -> str:
 def digest_of(path: Path | str) -> str:
     """Eight hexadecimal digits of what a file does."""
     return hashlib.sha256(lines_of(Path(path).read_text(encoding="utf-8")).encode()).hexdigest()[:8]
+
+
+def digest_of_module(function: object, module: str) -> str:
+    """That of the file that a function is in, or of the module it was taken from.
+
+    Raises:
+        UserError: where no file says what it does.
+    """
+    for found in (unwrap(getattr(function, "func", function)), sys.modules[module]):
+        with suppress(TypeError, OSError, ValueError):
+            return digest_of(getsourcefile(found) or "")
+    raise UserError(f"NETWORK: got {module}:..., which is no function of a Python file")
 
 
 @cache

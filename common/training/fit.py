@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common import data, units
+from common.errors import Damaged, told
 from common.machine import devices, distributed, environment, workers
 from common.models import build
 from common.tracing import find_groups
@@ -230,13 +231,23 @@ def is_kept(made_by: str | None, again: bool, what: str, run: Run) -> bool:
 
 def finished(run: Run) -> dict | None:
     """What `fit` returns of a run that is finished, read by this process alone; None of any other."""
-    final = run.finished()
-    return final and with_units(final)
+    try:
+        final = run.finished()
+        return final and with_units(final)
+    except Damaged:
+        return None
 
 
 def with_units(final: dict) -> dict:
-    """What final.pt holds; the units of its rows are counted anew, as today's definitions have them."""
-    history = units.history(final["counts"])
-    for row, now, before in zip(final["rows"], history, [None, *history[:-1]], strict=True):
-        row |= units.totals(units.measures(now, before))
+    """What final.pt holds; the units of its rows are counted anew, as today's definitions have them.
+
+    Raises:
+        Damaged: when it does not hold the counts of its epochs.
+    """
+    try:
+        history = units.history(final["counts"])
+        for row, now, before in zip(final["rows"], history, [None, *history[:-1]], strict=True):
+            row |= units.totals(units.measures(now, before))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise Damaged(f"a final.pt without the counts of its epochs ({told(error)}); delete it") from None
     return final

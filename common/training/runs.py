@@ -8,11 +8,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from common.errors import Damaged, RunFailed, UserError
-from common.files import FORMAT, load, remove_unfinished, write, write_csv, write_text
+from common.files import FORMAT, load, remove_unfinished, write_csv, write_tensors, write_text
 from common.machine import distributed
 
 LAST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
@@ -120,13 +119,13 @@ class Run:
         """The checkpoint before stays until the next is whole."""
         if (self.folder / LAST).exists():
             os.replace(self.folder / LAST, self.folder / BEFORE)
-        write(self.folder / LAST, lambda file: torch.save(state, file))
+        write_tensors(self.folder / LAST, state)
 
     def save_final(self, state: dict) -> None:
         distributed.by_first(lambda: self.finish(state))
 
     def finish(self, state: dict) -> None:
-        write(self.folder / "final.pt", lambda file: torch.save(state, file))
+        write_tensors(self.folder / "final.pt", state)
         self.tidy()
 
     def tidy(self) -> None:
