@@ -56,6 +56,17 @@ def test_all_ten_criteria_meet_their_target_and_fill_the_papers_table(call, phot
     assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 4)
 
 
+def test_the_accumulation_study_names_damaged_images(call, photos, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    damaged = folder / "val" / "bee" / "0.jpg"
+    damaged.write_bytes(b"")
+    for _ in range(2):  # of a run that was finished before, too
+        status, output, error = call("Imagenet", f"{SMALL} --study accumulation --epochs 1", data_dir=folder)
+        assert (status, error) == (0, "")
+        assert f"1 damaged image left out:\n  {damaged}\n" in output
+
+
 @pytest.mark.parametrize(
     "flags", [f"{PRUNED} ds-pruning", f"{PRUNED} rigl --micro-batch 4", "--study accumulation --noise-std 0.001"]
 )

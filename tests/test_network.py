@@ -9,6 +9,7 @@ from common import export, files, load_network, models
 from common.errors import UserError
 
 OWN = """
+import functools
 import torch
 from torch import nn
 from common import own_activations
@@ -34,6 +35,9 @@ class Viewing(nn.Sequential):
 
 def viewing(classes):
     return Viewing(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Linear(288, classes))
+
+number = 3
+half = functools.partial(wrong, 3)
 
 def uncut(classes):
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(288, classes))
@@ -135,10 +139,13 @@ def test_what_cannot_be_pruned_is_told_where_it_is_to_be(call, own):
             "my_networks:viewing",
             "NETWORK: my_networks:viewing cannot be used: RuntimeError: view size is not compatible",
         ),
+        ("my_networks:number", "NETWORK: got 'my_networks:number', which cannot be imported: TypeError: 3 is not a"),
+        ("my_networks:half", "NETWORK: my_networks:half cannot be used: TypeError"),
+        ("os.path:join", "NETWORK: os.path:join cannot be used: TypeError"),
         (
             "my_networks:wrong",
             "NETWORK: my_networks:wrong cannot be used: NameError: name 'width' is not defined (my_networks.py, "
-            "line 19)",
+            "line 20)",
         ),
     ],
 )

@@ -1,8 +1,11 @@
 """The list of runs: what tells them apart, how they ended, and what is told of damaged ones."""
 
+import os
+
 import pandas as pd
 import pytest
 
+from common import files
 from common.reports import runs
 
 
@@ -68,3 +71,24 @@ def test_what_only_a_hash_would_tell_apart_is_a_column():
 
 def test_a_folder_without_runs_is_named(tmp_path):
     assert refused(tmp_path) == f"{tmp_path}: no runs there; takes the RUN_DIR of a script"
+
+
+def test_what_a_finished_run_says_counts_and_what_is_damaged_is_left_out_by_name(call, capsys, tmp_path):
+    assert call("SGD", "--epochs 1 --width 2 --batch-size 512 --learning-rates 0.01 0.02 0.03 0.04 0.05")[0] == 0
+    made = tmp_path / "state"
+    folders = sorted(path.parent for path in made.rglob("final.pt"))
+    before = [line.split()[:3] for line in shown(capsys, made).splitlines()[1:]]
+    (folders[0] / "log.csv").write_bytes((folders[0] / "log.csv").read_bytes()[:-40])
+    assert [line.split()[:3] for line in shown(capsys, made).splitlines()[1:]] == before
+    (folders[1] / "config.json").write_text("null")
+    files.write_tensors(folders[2] / "final.pt", files.load(folders[0] / "final.pt"))  # of another run
+    os.mkfifo(folders[3] / "pipe")
+    (folders[3] / "pipe").replace(folders[3] / "final.pt")
+    assert runs.main([str(made)]) == 0
+    output, error = capsys.readouterr()
+    assert [line.split()[:3] for line in output.splitlines()[1:]] == [before[0], before[4]]
+    assert error.count("left out: ") == error.count("\n") == 3
+    for folder in folders:
+        (folder / "config.json").write_text("{")
+    assert refused(made) == "no run there can be read"
+    assert refused(made.parent, "--csv", "/nowhere/x.csv") == "no run there can be read"

@@ -153,3 +153,27 @@ def test_a_program_that_comes_through_a_pipe_can_import_common(tmp_path):
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import common; print(len(common.PUBLIC) > 5)"
     done = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+SIGNALLED_IN_DEL = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from common.machine import process
+
+class Ended:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+
+def main():
+    Ended()  # where Python passes over exceptions
+    process.Interrupts.check()
+
+raise SystemExit(process.run(main))
+"""
+
+
+def test_a_signal_while_an_object_is_finalised_is_one_line(tmp_path):
+    code = SIGNALLED_IN_DEL.format(root=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, f"{STOPPED}\n")

@@ -31,6 +31,12 @@ class Interrupts:
         if cls.seen:
             raise KeyboardInterrupt
 
+    @classmethod
+    def pass_over(cls, ignored) -> None:
+        """In the place of `sys.unraisablehook`, which would print such a KeyboardInterrupt with its traceback."""
+        if not (cls.seen and issubclass(ignored.exc_type, KeyboardInterrupt)):
+            sys.__unraisablehook__(ignored)
+
 
 def noted() -> tuple[int, ...]:
     """The signals that end a script with a line. Of several processes, torchrun ends the others by SIGTERM, and waits
@@ -68,6 +74,7 @@ def run(main: Callable[[], int | None]) -> int:
     keep_freed_memory()
     Interrupts.seen = 0
     before = {number: signal.signal(number, Interrupts.note) for number in noted()}
+    hook, sys.unraisablehook = sys.unraisablehook, Interrupts.pass_over
     try:
         status = report_errors(main)
         if environment.ranks() > 1:
@@ -76,6 +83,7 @@ def run(main: Callable[[], int | None]) -> int:
             distributed.leave(status)
         return status
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
