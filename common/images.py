@@ -180,7 +180,7 @@ def images_in(folder: Path, constant: str, seen: dict[str, str]) -> list[tuple[b
         raise error
 
     found, start = [], len(os.path.join(folder.parent, ""))
-    among = Path(os.path.realpath(folder.parent)).parent
+    splits = [os.path.realpath(folder.parents[1] / name) for name in ("train", "val", "test")]
     for where, inside, names in os.walk(folder, onerror=stop, followlinks=True):
         inside[:] = [name for name in inside if not name.startswith(".")]
         for name in inside:
@@ -190,7 +190,7 @@ def images_in(folder: Path, constant: str, seen: dict[str, str]) -> list[tuple[b
             to = os.path.realpath(link)
             if Path(os.path.realpath(where)).is_relative_to(to):
                 raise UserError(f"{constant}: {printable(link)} leads back to a folder that it lies in; delete it")
-            if Path(to).is_relative_to(among) or seen.setdefault(to, link) != link:
+            if any(map(Path(to).is_relative_to, splits)) or seen.setdefault(to, link) != link:
                 raise UserError(f"{constant}: {printable(link)} leads to images that are met elsewhere; delete it")
         for name in names:
             if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
