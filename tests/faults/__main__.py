@@ -85,7 +85,7 @@ def attempt(
     if HANGS in statuses:
         wrong.append("a process hung")
     if "Traceback" in log:
-        wrong.append(f"a traceback: {log[log.index('Traceback') :][-900:]}")
+        wrong.append(f"a traceback: {log[max(0, log.index('Traceback') - 200) :][:1200]}")
     if statuses[spoiled] and fault.says not in log:
         wrong.append(f"did not say {fault.says!r}: {log[-300:]}")
     again = ends(begin_all(case._replace(processes=1), case.flags, place, "again"))
