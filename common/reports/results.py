@@ -127,7 +127,8 @@ def tables_of(plots: Path) -> list[Path]:
     """Those of the sparsity studies: in plots/SCRIPT, and, where an OUTPUT_DIR of their own was given, below. (The
     prototype's table is of another form.)"""
     found = [path for study in names.SPARSITY_LABELS for path in sorted(plots.rglob(f"{study}.csv"), reverse=True)]
-    return [path for path in found if "methods" in files.origin(path)["settings"]]
+    found = [path for path in found if "methods" in files.origin(path)["settings"]]
+    return sorted(found, key=lambda path: (list(names.SPARSITY_LABELS).index(path.stem), len(path.parts)))
 
 
 def sparsity_page(plots: Path) -> str:
