@@ -30,11 +30,12 @@ def test_the_harness_sees_one_weight_and_one_file_too_many(tmp_path):
     from tests.faults import left
 
     weights, kept = torch.zeros(3), tmp_path / "runs" / "final.pt"
+    state = {"config": {}, "rows": [], "counts": {}}
     kept.parent.mkdir()
-    torch.save({"model": weights, "seconds": 1.0}, kept)
+    torch.save({**state, "model": {"bias": weights}, "seconds": 1.0}, kept)
     before = left.left(tmp_path)
-    torch.save({"model": weights, "seconds": 2.0}, kept)
+    torch.save({**state, "model": {"bias": weights}, "seconds": 2.0}, kept)
     assert left.different(left.left(tmp_path), before) == []
-    torch.save({"model": weights + 1e-7, "seconds": 1.0}, kept)
-    (kept.parent / "checkpoint.pt").write_bytes(kept.read_bytes())
-    assert left.different(left.left(tmp_path), before) == ["runs/checkpoint.pt", "runs/final.pt"]
+    torch.save({**state, "model": {"bias": weights + 1e-7}, "seconds": 1.0}, kept)
+    (kept.parent / "another.pt").write_bytes(kept.read_bytes())
+    assert left.different(left.left(tmp_path), before) == ["runs/another.pt", "runs/final.pt"]

@@ -148,7 +148,7 @@ def test_a_run_that_left_a_damaged_file_is_listed_and_the_others_are_drawn(call,
     status, output, error = call("Resnet18", flags)
     assert status == 2
     assert f"not finished: learning-rate 0.05 at equal epochs, lr 0.05 seed 0: {damaged} is damaged" in error
-    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.1]
+    assert [row["learning_rate"] for row in read_csv(tmp_path / "out/Resnet18/learning-rate.csv")] == [0.05, 0.1]
     assert "learning-rate.png" in output
 
 

@@ -1,13 +1,14 @@
 """Tables of earlier commands: never replaced by others, and extended (EXTEND) by what they lack."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 from common.errors import UserError, told
-from common.files import origin, read_csv
+from common.files import origin, read_csv, write_csv
 
 
 def place_of(settings: SimpleNamespace, shared: dict) -> tuple[Path, str]:
@@ -102,3 +103,19 @@ def rows_to_extend(
     if own:
         made["methods"] = {**methods, **own}
     return rows
+
+
+def away(table: Path, why: str) -> str:
+    """A damaged table gets another name; the words for it."""
+    place = table.with_name(f"{table.stem}-damaged.csv")
+    os.replace(table, place)
+    return f"{why}; it is now {place}"
+
+
+def before_it(table: Path, columns: list[str], others: list[dict]) -> str:
+    """Rows of other runs go to a table that keeps all of them; the words for it."""
+    place = table.with_name(f"{table.stem}-before.csv")
+    earlier = read_csv(place) if place.exists() else []
+    write_csv(place, columns, [*(row for row in earlier if row not in others), *others])
+    what = f"{len(others)} row{'s' * (len(others) > 1)} of {table}, of other runs,"
+    return f"{what} {'go' if len(others) > 1 else 'goes'} to {place}; --extend keeps them"

@@ -1,7 +1,6 @@
 """What all studies are: a plan of runs, and what follows from those that are finished."""
 
 import json
-import os
 import platform
 import shlex
 import sys
@@ -9,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from common.files import UNFINISHED, read_csv, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
-from common.studies.extending import changed_methods, place_of, rows_to_extend
+from common.studies.extending import away, before_it, changed_methods, place_of, rows_to_extend
 from common.tracing import find_groups
 from common.training import code
 from common.training.callbacks import DeadAtEnd
@@ -143,43 +143,47 @@ class Study:
         self.runs = runs
         self.settings.base_dir = self.settings.output_dir
         self.go_to(*distributed.by_first(lambda: place_of(self.settings, self.conditions())))
-        self.kept = distributed.by_first(self.set_aside)
+        self.kept = distributed.by_first(self.rows_there)
         self.before = distributed.by_first(lambda: {*map(self.key, self.rows_before(self.conditions())[""])})
 
-    def set_aside(self) -> dict:
+    def rows_there(self) -> dict:
         """What a table that is there has of runs that this command makes: key -> its rows in each table. They stay
-        until those runs are finished (again). Without EXTEND, its other rows go to a table of their own."""
+        until those runs are finished (again). Without EXTEND, the others are `set_aside` before it is written."""
+        self.aside: Callable[[], str] | None = None
         if not self.table.exists() or getattr(self.settings, "extend", False):
             return {}
-        self.settings.run_dir.mkdir(parents=True, exist_ok=True)
-        with self.table_lock():
-            if not self.table.exists():
-                return {}
-            made, mine = self.conditions(), {*map(self.key_of, self.runs)}
+        made, mine = self.conditions(), {*map(self.key_of, self.runs)}
+        try:
             changed = changed_methods(self.table, made)
-            try:
-                rows = rows_to_extend(self.table, {**made, "methods": {}}, self.columns, self.order, self.later)
-            except UserError as error:
-                place = self.table.with_name(f"{self.settings.study}-damaged.csv")
-                os.replace(self.table, place)
-                print(f"{error}; it is now {place}".removeprefix("EXTEND: ").replace("; use --no-extend", ""))
-                return {}
-            stay = [row for row in rows if self.key(row) in mine and row.get("method") not in changed]
-            if others := [row for row in rows if row not in stay]:
-                place = self.table.with_name(f"{self.settings.study}-before.csv")
-                earlier = [row for row in read_csv(place) if row not in others] if place.exists() else []
-                write_csv(place, self.columns, [*earlier, *others])
-                if not workers.is_worker():
-                    what = f"{len(others)} row{'s' * (len(others) > 1)} of {self.table}, of other runs,"
-                    print(f"{what} {'go' if len(others) > 1 else 'goes'} to {place}; --extend keeps them")
-            tables = {"": stay} | {
-                end: read_csv(self.paths[end]) for end in self.endings[1:] if self.paths[end].exists()
-            }
-        found: dict = {}
-        for number, ending in enumerate(self.endings):
-            for row in tables.get(ending, ()):
-                found.setdefault(self.key(row), tuple([] for _ in self.endings))[number].append(row)
-        return {key: own for key, own in found.items() if own[0]}
+            rows = rows_to_extend(self.table, {**made, "methods": {}}, self.columns, self.order, self.later)
+            more = {end: self.rows_beside(end) for end in self.endings[1:]}
+        except UserError as error:
+            self.aside = partial(
+                away, self.table, str(error).removeprefix("EXTEND: ").partition("; use --no-extend")[0]
+            )
+            return {}
+        stay = [row for row in rows if self.key(row) in mine and row.get("method") not in changed]
+        if others := [row for row in rows if row not in stay]:
+            self.aside = partial(before_it, self.table, self.columns, others)
+        found: dict = {self.key(row): tuple([] for _ in self.endings) for row in stay}
+        for number, own in enumerate([stay, *more.values()]):
+            for row in own:
+                if self.key(row) in found:
+                    found[self.key(row)][number].append(row)
+        return found
+
+    def set_aside(self) -> None:
+        """What the table has that will not be in it any more, once."""
+        if self.aside and self.table.exists():
+            print(self.aside())
+        self.aside = None
+
+    def rows_beside(self, ending: str) -> list[dict]:
+        """Those of a table beside the main one; none where there is none. Raises UserError."""
+        try:
+            return read_csv(self.paths[ending]) if self.paths[ending].exists() else []
+        except (OSError, ValueError) as error:
+            raise UserError(f"EXTEND: {error}; use --no-extend") from None
 
     def go_to(self, place: Path, note: str) -> None:
         if note and place != self.settings.output_dir:
@@ -199,8 +203,7 @@ class Study:
         found = {"": rows_to_extend(self.table, made, self.columns, self.order, self.later)}
         known = {self.key(row) for row in found[""]}
         for ending in self.endings[1:]:
-            rows = read_csv(self.paths[ending]) if self.paths[ending].exists() else []
-            found[ending] = [row for row in rows if self.key(row) in known]
+            found[ending] = [row for row in self.rows_beside(ending) if self.key(row) in known]
         return found
 
     def plan(self) -> Iterator:
@@ -257,6 +260,7 @@ class Study:
             for rows in tables.values():
                 rows.sort(key=self.order)
             if tables[""]:
+                self.set_aside()
                 self.write(tables, made)
         return bool(tables[""])
 
