@@ -17,11 +17,11 @@ from tests.conftest import script_module
 TABLE = Path(__file__).with_name("golden.csv")
 STUDY = (
     "--dataset digits --protocol quick --study neuron-sparsity --sparsities 0.6 --hold-out 600 --device cpu "
-    "--methods dense random ds-pruning --precision fp32 --epochs 10 --seeds 0 1"
+    "--methods dense ds-pruning --precision fp32 --epochs 10 --seeds 0 1 2 3"
 )
 # How far the mean over the seeds may be from the table's. Bits of a sum differ between versions of torch and between
-# processors, and training carries them into decisions: between the AVX and the AVX2 kernels of
-# one processor these means differ by up to four points, and after three epochs, by ten.
+# processors, and training carries them into decisions: these means differ by one point between torch 2.11 and 2.15, and
+# between the AVX and the AVX2 kernels of one processor. (After three epochs, or of a random shape, by five and ten.)
 TOLERANCE = {
     "test_accuracy": 0.06,
     "neuron_sparsity": 0.02,
