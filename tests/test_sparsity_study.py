@@ -95,6 +95,23 @@ def test_a_damaged_table_is_named_set_aside_and_not_extended(call, tmp_path, har
     assert (table.read_text(), damaged.read_text()) == (whole, harm(whole))
 
 
+def test_what_another_process_has_set_aside_meanwhile_is_left_alone(call, tmp_path, monkeypatch):
+    call("Resnet18", f"{FLAGS} random")
+    table = tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv"
+    whole, damaged = table.read_text(), table.with_name("neuron-sparsity-damaged.csv")
+    table.write_text("")
+    honest = sparsity.Sparsity.make
+
+    def make(self, *rest):  # while another command does the same
+        table.replace(damaged)
+        table.write_text(whole)
+        return honest(self, *rest)
+
+    monkeypatch.setattr(sparsity.Sparsity, "make", make)
+    assert "it is now" not in call("Resnet18", f"{FLAGS} random")[1]
+    assert (table.read_text(), damaged.read_text()) == (whole, "")
+
+
 def test_impossible_accuracies_and_settings_are_refused(call, tmp_path):
     call("Resnet18", f"{FLAGS} random")
     table = tmp_path / "out" / "Resnet18" / "neuron-sparsity.csv"

@@ -173,8 +173,11 @@ class Study:
         return found
 
     def set_aside(self) -> None:
-        """What the table has that will not be in it any more, once."""
-        if self.aside and self.table.exists():
+        """What the table has that will not be in it any more, once; looked up again, as another process may have set it
+        aside and written the table since."""
+        if self.aside:
+            self.rows_there()
+        if self.aside:
             print(self.aside())
         self.aside = None
 
