@@ -44,7 +44,7 @@ def line(folder: Path) -> dict:
         found["accuracy"] = round(100 * rows[-1]["test_accuracy"], 2)
         found["dead"] = rows[-1]["dead_units"]
     if state:
-        if Run.apart(state["config"]) != Run.apart(config):
+        if Run.differing(state["config"], config):
             raise ValueError("its final.pt is of another run")
         gone = 1 - state["counts"]["alive"][-1].float().mean().item()
         found |= {"sparsity": round(100 * gone, 1), "code": state.get("code")}

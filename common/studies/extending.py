@@ -67,6 +67,19 @@ def check_rows(rows: list[dict], order: Callable[[dict], tuple]) -> None:
         raise ValueError("the same row twice")
 
 
+def rows_of(table: Path, columns: list[str], order: Callable[[dict], tuple], later: Sequence[str]) -> list[dict]:
+    """The rows of an earlier command's table; the arguments are those of `rows_to_extend`.
+
+    Raises:
+        OSError, ValueError: when it cannot be read or is damaged.
+    """
+    rows = [dict.fromkeys(later) | row for row in read_csv(table)]
+    if any(set(row) != set(columns) for row in rows):
+        raise ValueError("it has another set of columns")
+    check_rows(rows, order)
+    return rows
+
+
 def rows_to_extend(
     table: Path, made: dict, columns: list[str], order: Callable[[dict], tuple], later: Sequence[str] = ()
 ) -> list[dict]:
@@ -86,30 +99,27 @@ def rows_to_extend(
     if not table.exists():
         return []
     try:
-        before, rows = origin(table)["settings"], [dict.fromkeys(later) | row for row in read_csv(table)]
-        if all(set(row) == set(columns) for row in rows):
-            check_rows(rows, order)
+        before, rows = origin(table)["settings"], rows_of(table, columns, order, later)
     except (UserError, OSError, ValueError) as error:
         raise UserError(f"EXTEND: {table} and its .json cannot be read ({error}); use --no-extend") from None
     methods, own = before.pop("methods", {}), made.get("methods", {})
     there = {row.get("method") for row in rows}
     odd = odd_names(before, made)
     odd += [f"set of constants of {name}" for name in own if name in there and methods.get(name) != own[name]]
-    if odd or any(set(row) != set(columns) for row in rows):
+    if odd:
         raise UserError(
-            f"EXTEND: {table} was made with another {', '.join(odd) or 'set of columns'}; use --no-extend or another "
-            "OUTPUT_DIR"
+            f"EXTEND: {table} was made with another {', '.join(odd)}; use --no-extend or another OUTPUT_DIR"
         )
     if own:
         made["methods"] = {**methods, **own}
     return rows
 
 
-def away(table: Path, why: str) -> str:
+def away(table: Path, why: Exception) -> str:
     """A damaged table gets another name; the words for it."""
     place = table.with_name(f"{table.stem}-damaged.csv")
     os.replace(table, place)
-    return f"{why}; it is now {place}"
+    return f"{table} cannot be read ({why}); it is now {place}"
 
 
 def before_it(table: Path, columns: list[str], others: list[dict]) -> str:

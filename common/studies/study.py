@@ -23,7 +23,7 @@ from common.files import UNFINISHED, read_csv, write_csv, write_text
 from common.machine import distributed, workers
 from common.reports import canvas
 from common.settings import identity
-from common.studies.extending import away, before_it, changed_methods, place_of, rows_to_extend
+from common.studies.extending import away, before_it, changed_methods, place_of, rows_of, rows_to_extend
 from common.tracing import find_groups
 from common.training import code
 from common.training.callbacks import DeadAtEnd
@@ -155,12 +155,10 @@ class Study:
         made, mine = self.conditions(), {*map(self.key_of, self.runs)}
         try:
             changed = changed_methods(self.table, made)
-            rows = rows_to_extend(self.table, {**made, "methods": {}}, self.columns, self.order, self.later)
+            rows = rows_of(self.table, self.columns, self.order, self.later)
             more = {end: self.rows_beside(end) for end in self.endings[1:]}
-        except UserError as error:
-            self.aside = partial(
-                away, self.table, str(error).removeprefix("EXTEND: ").partition("; use --no-extend")[0]
-            )
+        except (UserError, OSError, ValueError) as error:
+            self.aside = partial(away, self.table, error)
             return {}
         stay = [row for row in rows if self.key(row) in mine and row.get("method") not in changed]
         if others := [row for row in rows if row not in stay]:
@@ -182,11 +180,8 @@ class Study:
         self.aside = None
 
     def rows_beside(self, ending: str) -> list[dict]:
-        """Those of a table beside the main one; none where there is none. Raises UserError."""
-        try:
-            return read_csv(self.paths[ending]) if self.paths[ending].exists() else []
-        except (OSError, ValueError) as error:
-            raise UserError(f"EXTEND: {error}; use --no-extend") from None
+        """Those of a table beside the main one; none where there is none. Raises OSError, ValueError."""
+        return read_csv(self.paths[ending]) if self.paths[ending].exists() else []
 
     def go_to(self, place: Path, note: str) -> None:
         if note and place != self.settings.output_dir:
@@ -205,9 +200,11 @@ class Study:
             return {ending: [] for ending in self.endings}
         found = {"": rows_to_extend(self.table, made, self.columns, self.order, self.later)}
         known = {self.key(row) for row in found[""]}
-        for ending in self.endings[1:]:
-            found[ending] = [row for row in self.rows_beside(ending) if self.key(row) in known]
-        return found
+        try:
+            beside = {ending: self.rows_beside(ending) for ending in self.endings[1:]}
+        except (OSError, ValueError) as error:
+            raise UserError(f"EXTEND: {error}; use --no-extend") from None
+        return found | {ending: [row for row in rows if self.key(row) in known] for ending, rows in beside.items()}
 
     def plan(self) -> Iterator:
         """The runs, one after another; with JOBS, other processes have been through them before."""

@@ -106,9 +106,12 @@ class Run:
 
     def other_constants(self, state: dict) -> str:
         """The names of the constants that a file's run had otherwise."""
-        dumped = partial(json.dumps, sort_keys=True)
-        theirs = self.apart(state.get("config", self.config))  # checkpoints of earlier versions do not say
-        ours = self.apart(self.config)
+        return self.differing(state.get("config", self.config), self.config)  # earlier checkpoints do not say
+
+    @classmethod
+    def differing(cls, theirs: dict, ours: dict) -> str:
+        """The names of what two configurations, one of which may have been JSON, say of two runs."""
+        dumped, theirs, ours = partial(json.dumps, sort_keys=True), cls.apart(theirs), cls.apart(ours)
         names = sorted(theirs.keys() | ours.keys())
         return ", ".join(n for n in names if dumped(theirs.get(n)) != dumped(ours.get(n)))
 
